@@ -1,0 +1,1 @@
+"""One line per framework records a training in MLflow."""
