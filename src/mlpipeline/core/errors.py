@@ -42,7 +42,7 @@ class MissingExtraError(MLPipelineError, ImportError):
 
     def __init__(self, extra: str, missing: str) -> None:
         super().__init__(
-            f'mlpipeline.{extra} needs the package {missing!r}, which is not installed. '
+            f"mlpipeline.{extra} needs the package {missing!r}, which is not installed. "
             f'Install it with: pip install "mlpipeline[{extra}]"'
         )
         self.extra = extra
