@@ -1,0 +1,89 @@
+"""What can be run on this repository: `nox -l` lists it, `nox` runs tests, lint and types.
+
+Sessions install with the tested set of versions (constraints.txt) and keep their environments, so
+that a second run is quick. Only `tests` and `bench` install the frameworks.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+
+import nox
+
+ROOT = pathlib.Path(__file__).parent
+
+nox.needs_version = ">=2024.10"
+nox.options.sessions = ["tests", "lint", "types"]
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_external_run = True
+
+# MLflow knows the one, the packages beside it the other; both only in this spelling.
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+
+
+def install(session: nox.Session, *packages: str) -> None:
+    """Install packages in the versions of the tested set."""
+    session.install("-c", "constraints.txt", *packages)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run the quickstart as a user would, in a new folder under demo/."""
+    install(session, ".[lightning,plots]")
+    demos = ROOT / "demo"
+    demos.mkdir(exist_ok=True)
+    folder = tempfile.mkdtemp(prefix="run-", dir=demos)
+    with session.chdir(folder):
+        session.run(
+            "python",
+            str(ROOT / "examples" / "quickstart.py"),
+            *session.posargs,
+            # The journal too, so that deleting the folder leaves nothing behind.
+            env={**QUIET, "MLPIPELINE_HOME": str(pathlib.Path(folder, "home"))},
+        )
+    session.log(f"Everything it wrote is in {folder}")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests and the code blocks of README and docs, with every framework installed."""
+    install(session, "-e", ".[all,dev]")
+    session.run("pytest", *session.posargs, env=QUIET)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, format and who imports whom."""
+    install(session, "ruff", "import-linter")
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+    # Read from the source, so neither the package nor what it imports has to be installed.
+    session.run("lint-imports", env={"PYTHONPATH": str(ROOT / "src")})
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types against MLflow's and Optuna's own; the large frameworks are left out (see pyproject)."""
+    install(session, "-e", ".[optuna]", "mypy", "types-PyYAML")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the HTML documentation into docs/_build; a warning is an error."""
+    install(session, "sphinx", "myst-parser", "furo")
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks, or those named after `--`, as in `nox -s bench -- hot_path`."""
+    install(session, "-e", ".[all,dev]")
+    known = {path.stem: path for path in sorted((ROOT / "benchmarks").glob("*.py"))}
+    wanted = [pathlib.Path(name).stem for name in session.posargs] or list(known)
+    if unknown := [name for name in wanted if name not in known]:
+        session.error(f"no such benchmark: {', '.join(unknown)}; there are: {', '.join(known) or 'none'}")
+    for name in wanted:
+        session.run("python", str(known[name]), env=QUIET)
