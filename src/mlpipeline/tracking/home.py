@@ -1,0 +1,289 @@
+"""The journal home: the folder that is the whole protocol between trainers and the courier.
+
+::
+
+    <home>/                      0700
+      courier.lock               held by the courier that serves this home
+      courier.json               its progress, for those who wait
+      courier.log                its standard output and error
+      hurry                      touched by whoever waits for delivery
+      runs/<uid>/                one run, as its first trainer named it
+        <writer>.lock            held by the writing process as long as it lives
+        <writer>.000001.seg      its journal, in segments
+        state.json               the courier's: ids MLflow gave, offsets acknowledged, what failed
+        spool/                   models and artifacts on their way
+      dead/<uid>.jsonl           dead letters: what MLflow refused for good, with the reason
+      done/<uid>.json            a finished run's last state, kept 30 days so that its id resolves
+
+Only the writers write journals, only the courier writes state. Everything is created 0600 or
+0700 whatever the umask says, and a home that belongs to somebody else, or is a link, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mlpipeline.core.errors import ConfigError
+
+DONE_KEPT_DAYS = 30
+
+
+def default_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return ``MLPIPELINE_HOME``, else the folder where this system keeps a user's state."""
+    if given := environ.get("MLPIPELINE_HOME"):
+        return Path(given).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "mlpipeline"
+    if sys.platform == "win32":
+        return Path(environ.get("LOCALAPPDATA") or Path.home()) / "mlpipeline"
+    state = environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "mlpipeline"
+
+
+def new_uid() -> str:
+    """Return a name for a new run that no other host or process will choose."""
+    return uuid.uuid4().hex
+
+
+def replace_file(path: Path, content: Mapping[str, Any], *, is_synced: bool = False) -> None:
+    """Write a JSON file so that a reader sees the old content or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump(content, file, separators=(",", ":"), default=str)
+            if is_synced:
+                file.flush()
+                os.fsync(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_file(path: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file; None where it is absent or damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+@dataclass
+class RunState:
+    """What the courier knows of one run; the only thing it keeps besides the journals.
+
+    Attributes:
+        run_id: MLflow's id; None until the run was found or made.
+        run_name: The name MLflow gave or kept.
+        experiment_id: MLflow's id of its experiment.
+        artifact_uri: Where the run's artifacts are.
+        destination: Key of the destination it goes to.
+        is_doubtful: A create lost its answer: a twin may turn up, and is looked for at the end.
+        attempt: The newest attempt whose start was delivered.
+        offsets: Per writer, the segment and the offset up to which its journal is acknowledged:
+            delivered, or taken over into `uploads` and `end`.
+        uploads: Artifacts, models and versions still to be sent, oldest first.
+        models: Per model uid, the ids and the version that MLflow gave.
+        tag_times_ms: Per tag, when its delivered value was recorded: an older one never replaces it.
+        params: Per param, a hash of the delivered value, to tell drift from a repetition.
+        last_steps: Per metric, the highest step delivered.
+        floor: What `last_steps` was when the newest attempt began: a resumed training repeats the
+            steps up to it, and the values recorded first stand.
+        overlap: Points of a resumed training that were not stored again.
+        end: The status to end the run with, once every journal of it is acknowledged.
+        is_ended: The end was delivered.
+        last_ms: When the newest record delivered was recorded; the end of a run that was killed.
+        delivered: Records delivered; a point of a metric counts as one.
+        refused: Records in the dead letters.
+        dropped: Records that the writers could not even write down.
+        damaged: Damaged places found in the journals.
+        problem: What stands in the way now, in words; None when nothing does.
+        updated_ms: When this state was written.
+    """
+
+    run_id: str | None = None
+    run_name: str | None = None
+    experiment_id: str | None = None
+    artifact_uri: str | None = None
+    destination: str | None = None
+    is_doubtful: bool = False
+    attempt: int = 0
+    offsets: dict[str, list[int]] = field(default_factory=dict)
+    uploads: list[dict[str, Any]] = field(default_factory=list)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tag_times_ms: dict[str, int] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    last_steps: dict[str, int] = field(default_factory=dict)
+    floor: dict[str, int] = field(default_factory=dict)
+    overlap: int = 0
+    end: dict[str, Any] | None = None
+    is_ended: bool = False
+    last_ms: int = 0
+    delivered: int = 0
+    refused: int = 0
+    dropped: int = 0
+    damaged: int = 0
+    problem: str | None = None
+    updated_ms: int = 0
+
+    @classmethod
+    def load(cls, path: Path) -> RunState | None:
+        """Return the state in *path*; None where there is none that can be read."""
+        content = read_file(path)
+        if content is None:
+            return None
+        known = {item.name for item in fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in known})
+
+    def save(self, path: Path) -> None:
+        """Replace the state in *path*."""
+        replace_file(path, asdict(self))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder in the home."""
+
+    path: Path
+
+    @property
+    def uid(self) -> str:
+        """Our name for the run."""
+        return self.path.name
+
+    @property
+    def state_file(self) -> Path:
+        """The courier's state of this run."""
+        return self.path / "state.json"
+
+    @property
+    def spool(self) -> Path:
+        """Where files wait for their upload."""
+        return self.path / "spool"
+
+    def create(self) -> None:
+        """Make the folder and its spool.
+
+        Raises:
+            OSError: The home cannot be written.
+        """
+        for folder in (self.path, self.spool):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+
+    def writers(self) -> dict[str, list[int]]:
+        """Return, per writer, the numbers of its segments, ascending."""
+        found: dict[str, list[int]] = {}
+        try:
+            names = os.listdir(self.path)
+        except OSError:
+            return {}
+        for name in names:
+            writer, _, rest = name.partition(".")
+            number, _, ending = rest.partition(".")
+            if ending == "seg" and number.isdigit():
+                found.setdefault(writer, []).append(int(number))
+        return {writer: sorted(numbers) for writer, numbers in sorted(found.items())}
+
+    def segment(self, writer: str, number: int) -> Path:
+        """Return the path of a writer's segment."""
+        return self.path / f"{writer}.{number:06d}.seg"
+
+    def lock(self, writer: str) -> Path:
+        """Return the path of a writer's lock file."""
+        return self.path / f"{writer}.lock"
+
+
+@dataclass(frozen=True)
+class Home:
+    """A journal home.
+
+    Attributes:
+        path: Its folder, absolute.
+    """
+
+    path: Path
+
+    @classmethod
+    def at(cls, journal_dir: str | os.PathLike[str] | None = None) -> Home:
+        """Return the home in *journal_dir*; None asks for `default_home`."""
+        return cls(Path(journal_dir).expanduser().absolute() if journal_dir else default_home())
+
+    def create(self) -> None:
+        """Make the folders of the home, or check those that are there.
+
+        Raises:
+            OSError: The folder cannot be made or is not writable.
+            ConfigError: The folder belongs to another user, or is a link planted by one.
+        """
+        for folder in (self.path, self.path / "runs", self.path / "dead", self.path / "done"):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        if os.name == "posix":
+            about = os.lstat(self.path)
+            owner = os.stat(self.path).st_uid
+            if owner != os.geteuid() or (stat.S_ISLNK(about.st_mode) and about.st_uid != os.geteuid()):
+                raise ConfigError(
+                    f"the journal folder {str(self.path)!r} belongs to another user (uid {owner}); "
+                    "choose one of your own with journal_dir= or MLPIPELINE_HOME"
+                )
+            if stat.S_IMODE(os.stat(self.path).st_mode) & 0o077:
+                os.chmod(self.path, 0o700)
+
+    def run(self, uid: str) -> RunFolder:
+        """Return the folder of a run, whether or not it exists."""
+        return RunFolder(self.path / "runs" / uid)
+
+    def runs(self) -> Iterator[RunFolder]:
+        """Yield the folders of all runs that are not done."""
+        try:
+            names = sorted(os.listdir(self.path / "runs"))
+        except OSError:
+            return
+        for name in names:
+            if not name.startswith("."):
+                yield RunFolder(self.path / "runs" / name)
+
+    def state(self, uid: str) -> RunState | None:
+        """Return what the courier last said of a run, live or done."""
+        return RunState.load(self.run(uid).state_file) or self.done_state(uid)
+
+    def done_state(self, uid: str) -> RunState | None:
+        """Return the last state of a run that is done; None if it is not."""
+        return RunState.load(self.done_file(uid))
+
+    def done_file(self, uid: str) -> Path:
+        """Return where a finished run's last state is kept."""
+        return self.path / "done" / f"{uid}.json"
+
+    def dead_file(self, uid: str) -> Path:
+        """Return where a run's dead letters are kept."""
+        return self.path / "dead" / f"{uid}.jsonl"
+
+    @property
+    def courier_lock(self) -> Path:
+        """The lock file of the courier."""
+        return self.path / "courier.lock"
+
+    @property
+    def courier_file(self) -> Path:
+        """The progress file of the courier."""
+        return self.path / "courier.json"
+
+    @property
+    def hurry_file(self) -> Path:
+        """The file that whoever waits for delivery touches: a fresh one asks the courier to hurry."""
+        return self.path / "hurry"
+
+    @property
+    def courier_log(self) -> Path:
+        """The log of the courier."""
+        return self.path / "courier.log"

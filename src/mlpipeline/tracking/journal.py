@@ -1,0 +1,523 @@
+"""The journal: every record of a run, on local disk before anything else happens.
+
+::
+
+    Run.log_* ──► JournalWriter ── one os.write per call ──► <writer>.000001.seg   (kill -9 safe)
+                                                                   │
+    courier  ◄── frames, from the acknowledged offset on ── JournalReader
+
+One writer belongs to one run and one process. Its sequence, key-set table and write are one short
+critical section; the lock is re-entrant, because a signal handler may log while its own thread is
+inside, and is made anew in a forked child, which writes a journal of its own.
+
+What the disk refuses is not kept in memory: it is counted, told once, and the count goes into the
+journal as soon as it can be written again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import secrets
+import struct
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlpipeline.core.errors import ConfigError
+from mlpipeline.tracking import liveness, records
+from mlpipeline.tracking.home import Home, RunFolder
+from mlpipeline.tracking.records import Kind
+
+logger = logging.getLogger("mlpipeline")
+
+SEGMENT_BYTES = 64 * 2**20
+_READ_BYTES = 2**20
+_HEADER_BYTES = 2**20
+_REOPEN_EVERY_S = 5.0
+
+_writers: weakref.WeakSet[JournalWriter] = weakref.WeakSet()
+
+
+class _Clock:
+    """Keeps (timestamp, step) of the points of connected key sets strictly increasing.
+
+    MLflow stores a point once per (key, ms timestamp, step, value): two equal values of one key at
+    one step within a millisecond would become one, so the later one moves on by a millisecond.
+    """
+
+    __slots__ = ("last_step", "last_timestamp_ms")
+
+    def __init__(self, last_timestamp_ms: int = 0, last_step: int = -(2**63)) -> None:
+        self.last_timestamp_ms = last_timestamp_ms
+        self.last_step = last_step
+
+
+class KeySet:
+    """An ordered list of metric names that one writer has written before.
+
+    Attributes:
+        names: The names.
+        values_step: The step after the largest one given with this set, for calls without a step.
+    """
+
+    __slots__ = ("clock", "highest_step", "id", "names", "pack", "segment")
+
+    def __init__(self, names: tuple[str, ...], clock: _Clock) -> None:
+        self.names = names
+        self.id = records.key_set_id(names)
+        self.pack = records.metrics_packer(len(names))
+        self.clock = clock
+        self.highest_step = -1
+        self.segment = 0
+
+
+class JournalWriter:
+    """Appends one process's records of one run.
+
+    No method raises for what the disk does: a record that cannot be written is counted in
+    `dropped`.
+
+    Args:
+        home: The journal home.
+        uid: Our name of the run.
+        header: What the courier must know of the run; repeated at the start of every segment.
+        segment_bytes: Size from which on a new segment is begun.
+    """
+
+    def __init__(
+        self, home: Home, uid: str, header: Mapping[str, Any], *, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
+        self.home = home
+        self.folder: RunFolder = home.run(uid)
+        self.dropped = 0
+        self._header = dict(header)
+        self._segment_bytes = segment_bytes
+        self._told: set[str] = set()
+        self._begin()
+        _writers.add(self)
+
+    def _begin(self) -> None:
+        self.name = f"{int(time.time()):x}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._lock = threading.RLock()
+        self._sequence = itertools.count()
+        self._key_sets: dict[tuple[str, ...], KeySet] = {}
+        self._clocks: dict[str, _Clock] = {}
+        self._counters: dict[str, int] = {}
+        self._descriptor = -1
+        self._segment = 0
+        self._size = 0
+        self._untold_drops = 0
+        self._reopen_at_s = 0.0
+        self._is_closed = False
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    def open(self) -> bool:
+        """Make the journal now rather than at the first record.
+
+        Returns:
+            Whether it could be made. If not, the cause has been told, and later records try again.
+        """
+        with self._lock:
+            return self._descriptor >= 0 or self._open()
+
+    def _open(self) -> bool:
+        if self._is_closed or time.monotonic() < self._reopen_at_s:
+            return False
+        try:
+            self.home.create()
+            self.folder.create()
+            # The lock comes first: a journal whose lock is free belongs to a dead writer.
+            liveness.acquire(self.folder.lock(self.name))
+            self._open_segment()
+        except (OSError, ConfigError) as error:
+            self._reopen_at_s = time.monotonic() + _REOPEN_EVERY_S
+            self._tell(f"cannot write the journal in {self.home.path}: {error}")
+            return False
+        return True
+
+    def _open_segment(self) -> None:
+        number = self._segment + 1
+        path = self.folder.segment(self.name, number)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(path, flags, 0o600)
+        header = {**self._header, "writer": self.name, "host": liveness.host_id(), "pid": os.getpid()}
+        start = records.preamble() + records.json_frame(next(self._sequence), Kind.RUN, header)
+        try:
+            if os.write(descriptor, start) != len(start):
+                raise OSError("the disk is full")
+            os.fdatasync(descriptor) if hasattr(os, "fdatasync") else os.fsync(descriptor)
+        except OSError:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            raise
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor, self._segment, self._size = descriptor, number, len(start)
+
+    # --- appending -------------------------------------------------------------------------------
+
+    def append(self, kind: Kind, content: Mapping[str, Any], *, is_synced: bool = False) -> bool:
+        """Append one JSON record.
+
+        Args:
+            kind: What it is.
+            content: The record.
+            is_synced: Also wait until it would survive a power cut (0.2-2.7 ms).
+
+        Returns:
+            Whether the journal has it now.
+        """
+        with self._lock:
+            is_written = self._write(records.json_frame(next(self._sequence), kind, content), 1)
+            if is_written and is_synced:
+                self.sync()
+            return is_written
+
+    def append_metrics(
+        self, names: tuple[str, ...], values: Sequence[float], step: int | None, timestamp_ms: int
+    ) -> bool:
+        """Append one value per name as one frame.
+
+        Args:
+            names: The keys, as MLflow accepts them.
+            values: Their values, finite or not.
+            step: Step of all of them; None counts each key on from its last step.
+            timestamp_ms: When they were recorded, in ms since 1970.
+
+        Returns:
+            Whether the journal has them now.
+        """
+        with self._lock:
+            key_set = self._key_sets.get(names) or self._new_key_set(names)
+            if step is None:
+                return self._append_counted(key_set, values, timestamp_ms)
+            if step > key_set.highest_step:
+                key_set.highest_step = step
+            clock = key_set.clock
+            if timestamp_ms <= clock.last_timestamp_ms:
+                timestamp_ms = clock.last_timestamp_ms
+                if step <= clock.last_step:
+                    timestamp_ms += 1
+            clock.last_timestamp_ms, clock.last_step = timestamp_ms, step
+            body = key_set.pack(next(self._sequence), 3, key_set.id, timestamp_ms, step, *values)
+            frame = records.framed(body)
+            if key_set.segment != self._segment:
+                return self._write_with_keys(key_set, frame)
+            return self._write(frame, len(values))
+
+    def _append_counted(self, key_set: KeySet, values: Sequence[float], timestamp_ms: int) -> bool:
+        steps = []
+        for name in key_set.names:
+            highest = max(one.highest_step for one in self._key_sets.values() if name in one.names)
+            step = max(self._counters.get(name, 0), highest + 1)
+            self._counters[name] = step + 1
+            steps.append(step)
+        clock = key_set.clock
+        timestamp_ms = max(timestamp_ms, clock.last_timestamp_ms)
+        # Counted steps never repeat for a key, so the timestamp need not move for them.
+        clock.last_timestamp_ms, clock.last_step = timestamp_ms, max(clock.last_step, *steps)
+        pack = records.steps_packer(len(steps))
+        body = pack(next(self._sequence), Kind.METRICS_STEPS, key_set.id, timestamp_ms, *steps, *values)
+        return self._write_with_keys(key_set, records.framed(body))
+
+    def _new_key_set(self, names: tuple[str, ...]) -> KeySet:
+        clocks = [self._clocks[name] for name in names if name in self._clocks]
+        clock = _Clock(
+            max((one.last_timestamp_ms for one in clocks), default=0),
+            max((one.last_step for one in clocks), default=-(2**63)),
+        )
+        for key_set in self._key_sets.values():
+            if key_set.clock in clocks:
+                key_set.clock = clock
+                self._clocks.update(dict.fromkeys(key_set.names, clock))
+        self._clocks.update(dict.fromkeys(names, clock))
+        key_set = self._key_sets[names] = KeySet(names, clock)
+        return key_set
+
+    def _write_with_keys(self, key_set: KeySet, frame: bytes) -> bool:
+        count = len(key_set.names)
+        if not self._is_ready(len(frame)):
+            return self._drop(count)
+        if key_set.segment == self._segment:
+            return self._write(frame, count)
+        keys = records.json_frame(next(self._sequence), Kind.KEYS, {"names": key_set.names})
+        if not self._write(keys + frame, count):
+            return False
+        # Only now: a signal handler that logged in between has written its own KEYS frame.
+        key_set.segment = self._segment
+        return True
+
+    def _is_ready(self, size: int) -> bool:
+        if self._descriptor < 0:
+            return self._open()
+        if self._size + size > self._segment_bytes:
+            try:
+                self._open_segment()
+            except OSError as error:
+                self._tell(f"cannot begin a new segment in {self.folder.path}: {error}")
+                return False
+        return True
+
+    def _write(self, frame: bytes, count: int) -> bool:
+        size = len(frame)
+        if (self._descriptor < 0 or self._size + size > self._segment_bytes) and not self._is_ready(size):
+            return self._drop(count)
+        if self._untold_drops:
+            note = {"count": self._untold_drops}
+            frame = records.json_frame(next(self._sequence), Kind.DROPPED, note) + frame
+            size = len(frame)
+        try:
+            written = os.write(self._descriptor, frame)
+        except OSError as error:
+            self._tell(f"cannot write the journal in {self.folder.path}: {error}")
+            return self._drop(count)
+        if written != size:
+            # Back to the last whole frame, or the next one would stand behind half a frame.
+            os.ftruncate(self._descriptor, self._size)
+            self._tell(f"cannot write the journal in {self.folder.path}: the disk is full")
+            return self._drop(count)
+        self._size += size
+        self._untold_drops = 0
+        return True
+
+    def _drop(self, count: int) -> bool:
+        self.dropped += count
+        self._untold_drops += count
+        return False
+
+    def _tell(self, problem: str) -> None:
+        if problem not in self._told:
+            self._told.add(problem)
+            logger.warning("%s. Training goes on; records are dropped and counted meanwhile.", problem)
+
+    # --- ending ----------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Ask the kernel to put what was written onto the disk."""
+        if self._descriptor >= 0:
+            try:
+                os.fdatasync(self._descriptor) if hasattr(os, "fdatasync") else os.fsync(self._descriptor)
+            except OSError as error:
+                self._tell(f"cannot sync the journal in {self.folder.path}: {error}")
+
+    def touch(self) -> None:
+        """Show other hosts that this writer lives."""
+        liveness.touch(self.folder.lock(self.name))
+
+    def close(self) -> None:
+        """End the journal; its lock is freed, and later records are dropped."""
+        with self._lock:
+            self._is_closed = True
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+            liveness.release(self.folder.lock(self.name))
+
+    def reopen(self, header: Mapping[str, Any]) -> None:
+        """Begin another journal of the same run, after `close`."""
+        with self._lock:
+            if self._is_closed:
+                self._header = dict(header)
+                dropped = self.dropped
+                self._begin()
+                self.dropped = dropped
+
+    def is_acknowledged(self, offsets: Mapping[str, Sequence[int]]) -> bool:
+        """Tell whether the courier's acknowledged *offsets* cover all that was written here."""
+        with self._lock:
+            return self._segment == 0 or list(offsets.get(self.name, (0, 0))) >= [self._segment, self._size]
+
+    def _after_fork(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        is_closed = self._is_closed
+        self._begin()
+        self._is_closed = is_closed
+        self.dropped = 0
+        # The child did not open the run: it may add to it but never end it.
+        self._header["role"] = "attached"
+
+
+def _after_fork_in_child() -> None:
+    for writer in list(_writers):
+        writer._after_fork()  # noqa: SLF001 - the fork hook of this very module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class JournalReader:
+    """Reads one writer's journal from an acknowledged position on.
+
+    Args:
+        folder: The run's folder.
+        writer: The writer's name.
+        segment: Number of the segment to begin with; 0 begins with the first one there is.
+        offset: Offset in that segment; 0 begins behind its preamble.
+
+    Attributes:
+        header: The run's header, as soon as a frame of it was read.
+        damaged: Damaged places met so far.
+    """
+
+    def __init__(self, folder: RunFolder, writer: str, segment: int = 0, offset: int = 0) -> None:
+        self.folder = folder
+        self.writer = writer
+        self.segment = segment
+        self.offset = offset
+        self.damaged = 0
+        self.header: dict[str, Any] | None = None
+        self._key_sets = records.KeySets()
+        self._is_primed = False
+
+    def look(self) -> bool:
+        """Tell whether the run's header is known, reading it where it is not; the position stays."""
+        if self.header is None:
+            for number in self.folder.writers().get(self.writer, []):
+                with contextlib.suppress(OSError), open(self.folder.segment(self.writer, number), "rb") as file:
+                    self._check_version(file.read(records.PREAMBLE.size), number)
+                    self._learn(records.scan(file.read(_HEADER_BYTES), 0, is_final=False).frames[:1])
+                if self.header is not None:
+                    break
+        return self.header is not None
+
+    def is_alive(self) -> bool:
+        """Tell whether the writing process lives."""
+        host = self.header.get("host") if self.header else None
+        return liveness.is_held(self.folder.lock(self.writer), host)
+
+    def read(self, *, is_final: bool, limit_bytes: int = _READ_BYTES) -> list[records.Frame]:
+        """Return the next frames, about *limit_bytes* of them, and move on behind them.
+
+        Args:
+            is_final: The writer is dead: a torn tail is cut rather than waited for.
+            limit_bytes: How much to read at a time.
+        """
+        numbers = self.folder.writers().get(self.writer, [])
+        if not numbers:
+            return []
+        if self.segment not in numbers:
+            later = [number for number in numbers if number > self.segment]
+            if not later:
+                return []
+            self.segment, self.offset = later[0], 0
+        while True:
+            is_last = self.segment == numbers[-1]
+            frames = self._read_segment(is_final=is_final or not is_last, limit_bytes=limit_bytes)
+            if frames or is_last:
+                return frames
+            if self.offset < self._size():
+                continue
+            self.segment, self.offset = numbers[numbers.index(self.segment) + 1], 0
+
+    def has_more(self) -> bool:
+        """Tell whether there are bytes behind the position."""
+        numbers = self.folder.writers().get(self.writer, [])
+        if not numbers or self.segment > numbers[-1]:
+            return False
+        return self.segment < numbers[-1] or self.offset < self._size()
+
+    def points(self, frame: records.Frame) -> list[records.Point]:
+        """Return the points of a metrics frame; none, and damage counted, if its keys are lost."""
+        try:
+            return list(self._key_sets.points(frame))
+        except (KeyError, ValueError, struct.error):
+            self.damaged += 1
+            return []
+
+    def _size(self) -> int:
+        try:
+            return self.folder.segment(self.writer, self.segment).stat().st_size
+        except OSError:
+            return 0
+
+    def _read_segment(self, *, is_final: bool, limit_bytes: int) -> list[records.Frame]:
+        try:
+            with open(self.folder.segment(self.writer, self.segment), "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if self.offset == 0 and not self._pass_preamble(file.read(records.PREAMBLE.size), is_final):
+                    return []
+                if not self._is_primed:
+                    self._prime(file, is_final)
+                frames, limit = [], limit_bytes
+                while not frames and self.offset < size:
+                    file.seek(self.offset)
+                    data = file.read(limit)
+                    found = records.scan(
+                        data, self.offset, is_final=is_final and self.offset + len(data) >= size
+                    )
+                    moved = found.end > self.offset
+                    self.damaged += found.damaged
+                    self.offset = found.end
+                    frames = self._learn(found.frames)
+                    if len(data) < limit and not moved:
+                        break
+                    limit = limit if moved else min(2 * limit, 2 * records.MAX_BODY_BYTES)
+                    if not moved and limit == 2 * records.MAX_BODY_BYTES and len(data) >= limit:
+                        # A whole frame would have fitted: all of this is damage.
+                        self.offset += len(data) // 2
+                        self.damaged += 1
+                return frames
+        except FileNotFoundError:
+            return []
+
+    def _pass_preamble(self, data: bytes, is_final: bool) -> bool:  # noqa: FBT001
+        if len(data) < records.PREAMBLE.size:
+            if is_final:
+                self.offset = len(data)
+            return False
+        self.damaged += not self._check_version(data, self.segment)
+        self.offset = records.PREAMBLE.size
+        self._is_primed = True
+        return True
+
+    def _check_version(self, data: bytes, number: int) -> bool:
+        if len(data) < records.PREAMBLE.size:
+            return False
+        magic, version, _ = records.PREAMBLE.unpack(data)
+        if magic == b"MLPJ" and version > records.FORMAT_VERSION:
+            raise JournalTooNewError(self.folder.segment(self.writer, number), version)
+        return bool(magic == b"MLPJ")
+
+    def _prime(self, file: Any, is_final: bool) -> None:  # noqa: ANN401, FBT001
+        # Starting in the middle of a segment: its header and key sets stand before the position.
+        self._is_primed = True
+        file.seek(records.PREAMBLE.size)
+        data = file.read(self.offset - records.PREAMBLE.size)
+        self._learn(records.scan(data, records.PREAMBLE.size, is_final=is_final).frames)
+
+    def _learn(self, frames: Iterable[records.Frame]) -> list[records.Frame]:
+        frames = list(frames)
+        for frame in frames:
+            try:
+                if frame.kind is Kind.KEYS:
+                    self._key_sets.learn(frame)
+                elif frame.kind is Kind.RUN:
+                    self.header = frame.json()
+            except (ValueError, KeyError, TypeError):
+                self.damaged += 1
+        return frames
+
+
+class JournalTooNewError(Exception):
+    """A segment was written by a newer version of this package.
+
+    Args:
+        path: The segment.
+        version: Its format version.
+    """
+
+    def __init__(self, path: Path, version: int) -> None:
+        super().__init__(
+            f"{path} has journal format {version}; this mlpipeline reads up to "
+            f"{records.FORMAT_VERSION}. Upgrade mlpipeline, then run: mlpipeline sync"
+        )
+
