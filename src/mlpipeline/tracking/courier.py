@@ -1,0 +1,459 @@
+"""The courier: the loop that takes journals to MLflow.
+
+::
+
+    Courier (one per journal home)            holds courier.lock, writes courier.json
+      └─ Worker (one per destination)         two threads: records, and files
+           └─ RunDelivery (one per run)       journals -> sink -> state.json
+
+The same loop runs as a process of its own (`main`), as a thread where processes are not to be had,
+and in the foreground as ``mlpipeline sync``. The journal home is all it shares with the trainers.
+
+It is a guest on the training's machine: while a writer on this host lives, each worker keeps to a
+share of one core, and sends the backlog when the writers end or somebody waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlpipeline.tracking import liveness
+from mlpipeline.tracking.delivery import RunDelivery
+from mlpipeline.tracking.home import Home, replace_file
+from mlpipeline.tracking.journal import JournalTooNewError
+from mlpipeline.tracking.sink import Destination, MlflowSink, Unavailable, quiet_mlflow
+
+logger = logging.getLogger("mlpipeline")
+
+CPU_SHARE = 0.05
+"""Part of one core that a worker may use while a writer on this host lives."""
+
+LINGER_S = 10.0
+"""How long the courier stays after the last run is done: the next one need not start another."""
+
+UNDELIVERABLE_STAY_S = 600.0
+"""How long it stays with nothing but what cannot be delivered; the next writer or sync resumes."""
+
+BACKOFF_FIRST_S = 0.5
+BACKOFF_LONGEST_S = 60.0
+DENIED_RETRY_S = 300.0
+
+_STARTING_AT_MOST_S = 90.0
+_LOOK_EVERY_S = 0.1
+_DELIVER_EVERY_S = 0.2
+_HURRY_S = 3.0
+
+
+class Allowance:
+    """A share of one core: what is spent is earned back with time.
+
+    Args:
+        share: Core-seconds earned per second.
+        saved_s: Core-seconds that may be saved up.
+    """
+
+    def __init__(self, share: float = CPU_SHARE, saved_s: float = 0.3) -> None:
+        self._share = share
+        self._saved_s = saved_s
+        self._have_s = saved_s
+        self._at_s = time.monotonic()
+
+    def spend(self, cpu_s: float) -> None:
+        """Take note of processor time used."""
+        self._earn()
+        self._have_s -= cpu_s
+
+    def wait_s(self) -> float:
+        """Return how long to wait until something may be spent again."""
+        self._earn()
+        return max(0.0, -self._have_s / self._share)
+
+    def _earn(self) -> None:
+        now_s = time.monotonic()
+        self._have_s = min(self._saved_s, self._have_s + (now_s - self._at_s) * self._share)
+        self._at_s = now_s
+
+
+class Backoff:
+    """When to try again: exponentially later, with jitter, so that many do not come at once."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self._not_before_s = 0.0
+
+    def is_due(self) -> bool:
+        """Tell whether it is time to try."""
+        return time.monotonic() >= self._not_before_s
+
+    def failed(self, error: Unavailable) -> None:
+        """Take note of a failure."""
+        self.failures += 1
+        longest = min(BACKOFF_LONGEST_S, BACKOFF_FIRST_S * 2 ** min(self.failures - 1, 10))
+        wait_s = longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+        if error.is_denied:
+            wait_s = DENIED_RETRY_S
+        if error.retry_after_s is not None:
+            wait_s = max(wait_s, error.retry_after_s)
+        self._not_before_s = time.monotonic() + wait_s
+
+    def succeeded(self) -> None:
+        """Start afresh."""
+        self.failures = 0
+        self._not_before_s = 0.0
+
+    def now(self) -> None:
+        """Try at once: somebody waits, or asked for it."""
+        self._not_before_s = 0.0
+
+
+class Worker:
+    """Serves one destination, so that none blocks another.
+
+    Args:
+        courier: Whose worker it is.
+        destination: What it serves.
+    """
+
+    def __init__(self, courier: Courier, destination: Destination) -> None:
+        self.destination = destination
+        self.problem: str | None = None
+        self.is_down = False
+        self.is_starting = True
+        self.started_s = time.monotonic()
+        self._courier = courier
+        self._deliveries: dict[str, RunDelivery] = {}
+        self._backoffs: dict[str, Backoff] = {}
+        self._door = Backoff()
+        self._allowance = Allowance()
+        self._threads = [
+            threading.Thread(target=self._serve, args=(turn,), daemon=True, name=f"mlpipeline-{name}")
+            for name, turn in (("records", self._deliver), ("files", self._upload))
+        ]
+
+    def start(self) -> None:
+        """Begin to serve."""
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        """Wait until both threads have seen that the courier stops."""
+        for thread in self._threads:
+            thread.join()
+
+    def add(self, delivery: RunDelivery) -> None:
+        """Take on a run."""
+        self._deliveries = {**self._deliveries, delivery.folder.uid: delivery}
+
+    def remove(self, uid: str) -> None:
+        """Let go of a run that is done."""
+        self._deliveries = {key: value for key, value in self._deliveries.items() if key != uid}
+
+    def retry_now(self) -> None:
+        """Forget about waiting: somebody asks for delivery."""
+        for backoff in [self._door, *self._backoffs.values()]:
+            backoff.now()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing can be delivered for now."""
+        return self.is_down or any(backoff.failures for backoff in self._backoffs.values())
+
+    def _serve(self, turn: Callable[[RunDelivery, MlflowSink], bool]) -> None:
+        sink = MlflowSink(self.destination, owns_process=self._courier.owns_process)
+        while not self._courier.is_stopping():
+            has_moved = False
+            if self._knock():
+                for delivery in list(self._deliveries.values()):
+                    has_moved |= self._turn(delivery, sink, turn)
+            wait_s = 0.0 if has_moved else _DELIVER_EVERY_S
+            if self._courier.is_guest():
+                wait_s = max(wait_s, _DELIVER_EVERY_S, min(self._allowance.wait_s(), 30.0))
+            self._courier.pause(wait_s)
+
+    def _turn(
+        self, delivery: RunDelivery, sink: MlflowSink, turn: Callable[[RunDelivery, MlflowSink], bool]
+    ) -> bool:
+        key = f"{delivery.folder.uid}/{threading.get_ident()}"
+        backoff = self._backoffs.setdefault(key, Backoff())
+        if not backoff.is_due():
+            return False
+        before_s = time.thread_time()
+        try:
+            has_moved = turn(delivery, sink)
+            self.is_starting &= not has_moved
+        except Unavailable as error:
+            self.is_starting = False
+            backoff.failed(error)
+            delivery.set_problem(str(error))
+            self._tell(str(error))
+            if backoff.failures > 1 or error.is_unclear:
+                self._door.now()
+                self._knock(is_asked=True)
+            return False
+        except Exception:  # the courier must outlive any one run's trouble
+            self.is_starting = False
+            backoff.failed(Unavailable("unexpected"))
+            logger.exception("run %s", delivery.folder.uid)
+            delivery.set_problem("the courier failed unexpectedly; see courier.log")
+            return False
+        finally:
+            self._allowance.spend(time.thread_time() - before_s)
+        if has_moved:
+            if backoff.failures:
+                backoff.succeeded()
+                self.problem = None
+            delivery.set_problem(None)
+            self._courier.moved()
+        return has_moved
+
+    def _deliver(self, delivery: RunDelivery, sink: MlflowSink) -> bool:
+        if not delivery.has_news():
+            return False
+        was_ended = delivery.state.is_ended
+        count = delivery.deliver(sink)
+        return bool(count) or delivery.state.is_ended != was_ended
+
+    def _upload(self, delivery: RunDelivery, sink: MlflowSink) -> bool:
+        try:
+            has_moved = delivery.upload(sink)
+        except Unavailable:
+            delivery.upload_failures += 1
+            raise
+        delivery.upload_failures = 0
+        return has_moved
+
+    def _knock(self, *, is_asked: bool = False) -> bool:
+        """Tell whether the server's port answers; asks it only at the start and after failures."""
+        if not (is_asked or self.is_down or self.is_starting):
+            return True
+        if not self._door.is_due():
+            return not self.is_down
+        try:
+            self.destination.probe()
+        except Unavailable as error:
+            self.is_down = True
+            self._door.failed(error)
+            self.is_starting = False
+            self._tell(str(error))
+            return False
+        if self.is_down:
+            self.is_down, self.problem = False, None
+            for backoff in self._backoffs.values():
+                backoff.now()
+        self._door.succeeded()
+        return True
+
+    def _tell(self, problem: str) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            logger.warning("%s: %s", self.destination.tracking_uri, problem)
+
+
+class Courier:
+    """Takes the journals of one home to their destinations.
+
+    Args:
+        home: The journal home.
+        owns_process: This process is the courier's alone.
+        mode: What `mlpipeline status` calls it: "process", "thread" or "sync".
+    """
+
+    def __init__(self, home: Home, *, owns_process: bool = False, mode: str = "thread") -> None:
+        self.home = home
+        self.owns_process = owns_process
+        self._mode = mode
+        self._stop = threading.Event()
+        self._workers: dict[str, Worker] = {}
+        self._deliveries: dict[str, tuple[RunDelivery, Worker | None]] = {}
+        self._progress = 0
+        self._written: dict[str, Any] = {}
+        self._has_live_writer = False
+        self._is_hurried = False
+        self._moved_s = time.monotonic()
+
+    # --- what workers ask ------------------------------------------------------------------------
+
+    def is_stopping(self) -> bool:
+        """Tell whether the workers are to end."""
+        return self._stop.is_set()
+
+    def is_guest(self) -> bool:
+        """Tell whether a training on this host runs that the courier must not disturb."""
+        return self._has_live_writer and not self._is_hurried
+
+    def pause(self, wait_s: float) -> None:
+        """Wait, but not longer than until the courier stops or somebody waits for it."""
+        end_s = time.monotonic() + wait_s
+        was_guest = self.is_guest()
+        while not self._stop.is_set() and (left_s := end_s - time.monotonic()) > 0:
+            self._stop.wait(min(left_s, 0.1))
+            if was_guest and not self.is_guest():
+                return
+
+    def moved(self) -> None:
+        """Take note that something was delivered."""
+        self._progress += 1
+        self._moved_s = time.monotonic()
+
+    # --- the loop --------------------------------------------------------------------------------
+
+    def run(self, *, until_idle: bool = False) -> bool:
+        """Serve until there is nothing left to do.
+
+        Args:
+            until_idle: Leave as soon as everything is delivered or stuck, rather than linger.
+
+        Returns:
+            False when another courier serves this home already.
+        """
+        self.home.create()
+        if not liveness.acquire(self.home.courier_lock):
+            return False
+        try:
+            self._report("serving")
+            while True:
+                self._serve(until_idle=until_idle)
+                # A writer that probed the lock a moment ago believed itself served: look again
+                # after the lock is free, and take it back if somebody came.
+                liveness.release(self.home.courier_lock)
+                if self._stop.is_set() or until_idle or not self._find_new():
+                    return True
+                if not liveness.acquire(self.home.courier_lock):
+                    return True
+        finally:
+            self._stop.set()
+            for worker in self._workers.values():
+                worker.join()
+            self._report("gone")
+            liveness.release(self.home.courier_lock)
+
+    def stop(self) -> None:
+        """Ask the loop to leave soon."""
+        self._stop.set()
+
+    def _serve(self, *, until_idle: bool) -> None:
+        idle_since_s: float | None = None
+        while not self._stop.is_set():
+            self._look()
+            self._report("serving")
+            is_idle = not self._deliveries
+            is_stuck = not self._has_live_writer and bool(self._workers) and self._is_stuck()
+            now_s = time.monotonic()
+            if not is_idle and not (is_stuck and (until_idle or now_s - self._moved_s > UNDELIVERABLE_STAY_S)):
+                idle_since_s = None
+            elif idle_since_s is None:
+                idle_since_s = now_s
+            if idle_since_s is not None:
+                linger_s = 0.5 if until_idle and is_stuck else 0.0 if until_idle else LINGER_S
+                if now_s - idle_since_s >= linger_s:
+                    return
+            self._stop.wait(_LOOK_EVERY_S)
+
+    def _find_new(self) -> list[RunDelivery]:
+        found = []
+        for folder in self.home.runs():
+            if folder.uid not in self._deliveries:
+                delivery = RunDelivery(self.home, folder)
+                if folder.writers():
+                    found.append(delivery)
+        return found
+
+    def _look(self) -> None:
+        for delivery in self._find_new():
+            self._deliveries[delivery.folder.uid] = (delivery, None)
+        is_live = False
+        for uid, (delivery, worker) in list(self._deliveries.items()):
+            try:
+                can_deliver = delivery.look()
+            except JournalTooNewError as error:
+                logger.warning("%s", error)
+                del self._deliveries[uid]
+                continue
+            if worker is None and can_deliver:
+                worker = self._worker(delivery.destination())
+                worker.add(delivery)
+                self._deliveries[uid] = (delivery, worker)
+            if delivery.is_live():
+                is_live = True
+            elif delivery.is_done() or not delivery.folder.path.exists():
+                if worker is not None:
+                    worker.remove(uid)
+                    delivery.finish()
+                    self.moved()
+                del self._deliveries[uid]
+        self._has_live_writer = is_live
+        was_hurried = self._is_hurried
+        self._is_hurried = _is_fresh(self.home.hurry_file, _HURRY_S)
+        if self._is_hurried and not was_hurried:
+            for worker in self._workers.values():
+                worker.retry_now()
+
+    def _worker(self, destination: Destination) -> Worker:
+        worker = self._workers.get(destination.key)
+        if worker is None:
+            worker = self._workers[destination.key] = Worker(self, destination)
+            worker.start()
+        return worker
+
+    def _is_stuck(self) -> bool:
+        now_s = time.monotonic()
+        return all(
+            worker is None or worker.is_stuck or (worker.is_starting and now_s - worker.started_s > _STARTING_AT_MOST_S)
+            for _, worker in self._deliveries.values()
+        )
+
+    def _report(self, phase: str) -> None:
+        now_s = time.monotonic()
+        if any(worker.is_starting and now_s - worker.started_s < _STARTING_AT_MOST_S for worker in self._workers.values()):
+            # Importing MLflow and creating a store take seconds without a record delivered.
+            self._progress += 1
+        content = {
+            "pid": os.getpid(),
+            "mode": self._mode,
+            "phase": phase,
+            "progress": self._progress,
+            "destinations": {
+                key: {
+                    "tracking_uri": worker.destination.tracking_uri,
+                    "problem": worker.problem,
+                    "is_down": worker.is_down,
+                    "is_starting": worker.is_starting,
+                }
+                for key, worker in self._workers.items()
+            },
+        }
+        if content != self._written:
+            self._written = content
+            try:
+                replace_file(self.home.courier_file, content)
+            except OSError as error:
+                logger.warning("cannot report progress: %s", error)
+
+
+def _is_fresh(path: Path, age_s: float) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime < age_s
+    except OSError:
+        return False
+
+
+def main(home: str) -> None:
+    """Run a courier as a process of its own; what `mlpipeline.tracking.dispatch` starts."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    os.umask(0o077)
+    quiet_mlflow()
+    Courier(Home(Path(home)), owns_process=True, mode="process").run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,599 @@
+"""One run, from its journals to its destination, exactly once.
+
+::
+
+    journals ─ read ─► parcel ─ params ─ tags ─ points ─ datasets ─► sink ─► acknowledge: state.json
+                          └──── artifacts, models, versions, the end ──────► state.json, then sent
+
+A parcel is what one reading of the journals gave. It is kept until all of it is sent, and only
+then are the journals' positions acknowledged; what is read twice after a crash is stored once,
+because every record was frozen when it was recorded (value, step, millisecond) and every create
+looks up its uid first. Files travel apart from metrics: they are taken over into the state, and
+sent by `upload` while `deliver` goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlpipeline.tracking.home import Home, RunFolder, RunState
+from mlpipeline.tracking.journal import JournalReader
+from mlpipeline.tracking.records import Frame, Kind, Point
+from mlpipeline.tracking.sink import (
+    ATTEMPT_TAG,
+    METRICS_PER_REQUEST,
+    PARAMS_PER_REQUEST,
+    TAGS_PER_REQUEST,
+    UID_TAG,
+    Destination,
+    MlflowSink,
+    Refused,
+    Unavailable,
+    chunks,
+)
+
+logger = logging.getLogger("mlpipeline")
+
+_READ_BYTES = 256 * 2**10
+_UPLOADS_AWAITED = 5
+"""So many failures in a row of an upload, and the run ends without it: a finished training must not
+look RUNNING because an artifact store is down. The upload goes on being tried."""
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class _Parcel:
+    """What one reading of a run's journals gave, less what was sent since."""
+
+    attempt: int = 0
+    is_resumed: bool = False
+    positions: dict[str, tuple[int, int]] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    drift: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, tuple[int, str]] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+    counted: list[Point] = field(default_factory=list)
+    datasets: list[dict[str, Any]] = field(default_factory=list)
+    uploads: list[dict[str, Any]] = field(default_factory=list)
+    ends: list[dict[str, Any]] = field(default_factory=list)
+    dropped: int = 0
+    last_ms: int = 0
+    count: int = 0
+    refused: int = 0
+
+
+class RunDelivery:
+    """Delivers one run's journals; one thread delivers, another may upload.
+
+    Args:
+        home: The journal home.
+        folder: The run's folder in it.
+
+    Attributes:
+        state: What is known of the run; saved whenever it changes.
+        upload_failures: How often in a row the oldest upload failed.
+    """
+
+    def __init__(self, home: Home, folder: RunFolder) -> None:
+        self.folder = folder
+        self.state = RunState.load(folder.state_file) or _continued(home.done_state(folder.uid)) or RunState()
+        self._home = home
+        self._readers: dict[str, JournalReader] = {}
+        self._parcel: _Parcel | None = None
+        self._changing = threading.RLock()
+        self._is_gone = False
+        self.upload_failures = 0
+
+    # --- what the worker asks --------------------------------------------------------------------
+
+    def look(self) -> bool:
+        """Look for journals.
+
+        Returns:
+            Whether the run can be delivered: somebody's header of it is readable.
+        """
+        for writer in self.folder.writers():
+            if writer not in self._readers:
+                segment, offset = self.state.offsets.get(writer, (0, 0))
+                self._readers[writer] = JournalReader(self.folder, writer, segment, offset)
+        for reader in self._readers.values():
+            reader.look()
+        return self._header() is not None
+
+    def destination(self) -> Destination:
+        """Return where the run goes, as its first opener wrote it down."""
+        header = self._header() or {}
+        where = header.get("destination", {})
+        return Destination(where["tracking_uri"], where["registry_uri"], where.get("user", ""))
+
+    def has_news(self) -> bool:
+        """Tell whether `deliver` or `upload` has anything to do."""
+        if self._parcel is not None or self.state.uploads or self._pending_end() is not None:
+            return True
+        return any(reader.has_more() for reader in self._readers.values())
+
+    def is_live(self) -> bool:
+        """Tell whether a process that writes to this run lives."""
+        return any(reader.is_alive() for reader in self._readers.values())
+
+    def is_done(self) -> bool:
+        """Tell whether everything is delivered and nobody is left who could add to it."""
+        return bool(self._readers) and not self.is_live() and not self.has_news()
+
+    # --- delivering ------------------------------------------------------------------------------
+
+    def deliver(self, sink: MlflowSink) -> int:
+        """Send the next parcel.
+
+        Returns:
+            How many records were delivered.
+
+        Raises:
+            Unavailable: The destination cannot take it now; the same parcel is sent next time.
+        """
+        if self._parcel is None:
+            self._parcel = self._read()
+        parcel = self._parcel
+        if not self._is_gone:
+            try:
+                self._ensure_run(sink, parcel.attempt)
+            except Refused as refused:
+                self._give_up(str(refused))
+        if self._is_gone:
+            self._bury(parcel)
+        else:
+            self._send(sink, parcel)
+        count = parcel.count - parcel.refused
+        with self._changing:
+            state = self.state
+            state.offsets.update({writer: list(position) for writer, position in parcel.positions.items()})
+            state.uploads.extend(parcel.uploads)
+            for end in parcel.ends:
+                if state.end is None or end["attempt"] >= state.end["attempt"]:
+                    state.end = end
+            state.delivered += count
+            state.dropped += parcel.dropped
+            state.damaged = sum(reader.damaged for reader in self._readers.values())
+            state.last_ms = max(state.last_ms, parcel.last_ms)
+            self._parcel = None
+            if count or parcel.positions:
+                self._save()
+        self._remove_acknowledged()
+        self._end(sink)
+        return count
+
+    def _read(self) -> _Parcel:
+        parcel = _Parcel()
+        # One attempt at a time, the earlier ones first: what they recorded first stands.
+        by_attempt: dict[int, list[JournalReader]] = {}
+        for reader in self._readers.values():
+            by_attempt.setdefault(_attempt(reader), []).append(reader)
+        for attempt in sorted(by_attempt):
+            for reader in by_attempt[attempt]:
+                self._read_one(parcel, reader)
+            if parcel.positions:
+                parcel.attempt = attempt
+                parcel.is_resumed = any((reader.header or {}).get("is_resumed") for reader in by_attempt[attempt])
+                break
+        return parcel
+
+    def _read_one(self, parcel: _Parcel, reader: JournalReader) -> None:
+        # Asked before reading: whoever is dead by now has written all it ever will.
+        is_alive = reader.is_alive()
+        before = (reader.segment, reader.offset)
+        for frame in reader.read(is_final=not is_alive, limit_bytes=_READ_BYTES):
+            try:
+                self._take(parcel, reader, frame)
+            except (KeyError, ValueError, TypeError, AttributeError):
+                reader.damaged += 1
+        if (reader.segment, reader.offset) != before:
+            parcel.positions[reader.writer] = (reader.segment, reader.offset)
+
+    def _take(self, parcel: _Parcel, reader: JournalReader, frame: Frame) -> None:
+        if frame.kind in (Kind.METRICS, Kind.METRICS_STEPS):
+            points = reader.points(frame)
+            (parcel.points if frame.kind is Kind.METRICS else parcel.counted).extend(points)
+            parcel.count += len(points)
+            parcel.last_ms = max(parcel.last_ms, *(point.timestamp_ms for point in points), 0)
+            return
+        if frame.kind is Kind.KEYS:
+            return
+        content = frame.json()
+        at_ms = int(content.get("ms", 0))
+        parcel.last_ms = max(parcel.last_ms, at_ms)
+        if frame.kind is Kind.DROPPED:
+            parcel.dropped += int(content["count"])
+            return
+        is_file = frame.kind in (Kind.ARTIFACT, Kind.MODEL, Kind.VERSION)
+        parcel.count += not is_file  # a file counts when it is uploaded
+        if frame.kind is Kind.PARAMS:
+            for key, value in content["params"].items():
+                first = self.state.params.get(key)
+                if first is None and _hash(parcel.params.setdefault(key, value)) == _hash(value):
+                    continue
+                if first != _hash(value):
+                    parcel.drift[key] = value
+        elif frame.kind is Kind.TAGS:
+            for key, value in content["tags"].items():
+                newest = max(self.state.tag_times_ms.get(key, 0), parcel.tags.get(key, (0, ""))[0])
+                if at_ms >= newest:
+                    parcel.tags[key] = (at_ms, value)
+        elif frame.kind is Kind.DATASET:
+            parcel.datasets.append(content)
+        elif is_file:
+            parcel.uploads.append({**content, "kind": frame.kind.name})
+        elif frame.kind is Kind.END and reader.header and reader.header.get("role") == "opener":
+            attempt = int(reader.header.get("attempt", 0))
+            parcel.ends.append({"attempt": attempt, "status": content["status"], "end_ms": at_ms})
+
+    def _send(self, sink: MlflowSink, parcel: _Parcel) -> None:
+        run_id = str(self.state.run_id)
+        self._place(parcel)
+        for piece in chunks(list(parcel.params.items()), PARAMS_PER_REQUEST):
+            refused = self._send_or_split(piece, lambda items: sink.log_params(run_id, dict(items)))
+            for key, value in piece:
+                del parcel.params[key]
+                if key in refused and "chang" in refused[key].lower():
+                    parcel.drift[key] = value
+                elif key in refused:
+                    self._bury_one("param", {key: value}, refused[key])
+                self.state.params[key] = _hash(value)
+        if parcel.drift:
+            now_ms = parcel.last_ms
+            parcel.tags.update({f"mlpipeline.drift.{key}"[:250]: (now_ms, value) for key, value in parcel.drift.items()})
+            parcel.drift = {}
+        for piece in chunks(list(parcel.tags.items()), TAGS_PER_REQUEST):
+            send = lambda items: sink.set_tags(run_id, {key: value for key, (_, value) in items})  # noqa: E731
+            refused = self._send_or_split(piece, send)
+            for key, (at_ms, value) in piece:
+                del parcel.tags[key]
+                self.state.tag_times_ms[key] = at_ms
+                if key in refused:
+                    self._bury_one("tag", {key: value}, refused[key])
+        while parcel.points:
+            piece = parcel.points[:METRICS_PER_REQUEST]
+            for index, reason in self._send_or_split(
+                list(enumerate(piece)), lambda items: sink.log_points(run_id, [point for _, point in items])
+            ).items():
+                point = piece[index]
+                content = {"key": point.key, "value": point.value, "step": point.step, "ms": point.timestamp_ms}
+                self._bury_one("metric", content, reason)
+            for point in piece:
+                if point.step > self.state.last_steps.get(point.key, -1):
+                    self.state.last_steps[point.key] = point.step
+            del parcel.points[: len(piece)]
+        while parcel.datasets:
+            try:
+                sink.log_dataset(run_id, parcel.datasets[0])
+            except Refused as error:
+                self._bury_one("dataset", parcel.datasets[0], str(error))
+            del parcel.datasets[0]
+
+    def _place(self, parcel: _Parcel) -> None:
+        """Set the points of a continued run against what the run held before."""
+        floor = self.state.floor
+        if parcel.counted:
+            # Counted steps start at 0 in every process; they go on from where the run stood.
+            parcel.points.extend(
+                replace(point, step=point.step + floor[point.key] + 1) if point.key in floor else point
+                for point in parcel.counted
+            )
+            parcel.counted = []
+        if parcel.is_resumed and floor:
+            new = [point for point in parcel.points if point.step > floor.get(point.key, -(2**63))]
+            if len(new) < len(parcel.points):
+                self.state.overlap += len(parcel.points) - len(new)
+                again = max(floor.values())
+                text = f"{self.state.overlap} points up to step {again} were recorded before; the first values stand"
+                parcel.tags["mlpipeline.overlap"] = (parcel.last_ms, text)
+                parcel.points = new
+
+    def _send_or_split(
+        self, items: Sequence[tuple[_T, Any]], send: Callable[[Sequence[tuple[_T, Any]]], None]
+    ) -> dict[_T, str]:
+        """Send *items*; where MLflow refuses them, find out which.
+
+        Returns:
+            The reason per key of a refused item.
+        """
+        try:
+            send(items)
+        except Refused as refused:
+            if len(items) == 1:
+                return {items[0][0]: str(refused)}
+            half = len(items) // 2
+            return {**self._send_or_split(items[:half], send), **self._send_or_split(items[half:], send)}
+        return {}
+
+    # --- the run ---------------------------------------------------------------------------------
+
+    def _ensure_run(self, sink: MlflowSink, attempt: int) -> None:
+        header = self._header(up_to=attempt)
+        if header is None:
+            raise Unavailable("the run's header has not been written yet")
+        attempt = int(header.get("attempt", 0))
+        state = self.state
+        if state.run_id is not None and attempt <= state.attempt:
+            return
+        if state.run_id is None:
+            self._find_or_create(sink, header)
+        is_opener = header.get("role") == "opener"
+        if is_opener and (state.attempt or header.get("run_id") or header.get("is_resumed")):
+            # The run was there before this attempt: it runs again.
+            sink.set_tags(str(state.run_id), {ATTEMPT_TAG: str(attempt)})
+            sink.set_status(str(state.run_id), "RUNNING")
+        with self._changing:
+            state.attempt = attempt
+            state.floor = dict(state.last_steps)
+            state.is_ended = False
+            if state.end is not None and state.end["attempt"] < attempt:
+                state.end = None
+            self._save()
+
+    def _find_or_create(self, sink: MlflowSink, header: dict[str, Any]) -> None:
+        if known := header.get("run_id"):
+            run = sink.get_run(known)
+            if run.info.lifecycle_stage != "active":
+                raise Refused(f"run {known} is deleted", "DELETED")
+        else:
+            where = header["experiment"]
+            experiment_id = sink.experiment(
+                where.get("name"), where.get("id"), where.get("artifact_location"), where.get("artifact_root")
+            )
+            found = sink.find_runs(self.folder.uid, experiment_id)
+            alive = [run for run in found if run.info.lifecycle_stage == "active"]
+            if found and not alive:
+                raise Refused(f"run {found[0].info.run_id} was deleted", "DELETED")
+            if alive:
+                run = alive[0]
+            else:
+                tags = {**header.get("tags", {}), **self._parent_tags(header)}
+                tags |= {UID_TAG: self.folder.uid, ATTEMPT_TAG: str(header.get("attempt", 0))}
+                try:
+                    run = sink.create_run(experiment_id, header.get("run_name"), int(header["start_ms"]), tags)
+                except Unavailable as error:
+                    self.state.is_doubtful |= error.is_unclear
+                    raise
+        with self._changing:
+            self.state.run_id = run.info.run_id
+            self.state.run_name = run.info.run_name
+            self.state.experiment_id = run.info.experiment_id
+            self.state.artifact_uri = run.info.artifact_uri
+            self.state.params = {key: _hash(value) for key, value in run.data.params.items()}
+            self.state.last_steps = sink.last_steps(run)
+            # Before its first use: after a crash the same id is found here.
+            self._save()
+
+    def _parent_tags(self, header: dict[str, Any]) -> dict[str, str]:
+        parent = header.get("parent")
+        if not parent:
+            return {}
+        if parent.get("run_id"):
+            return {"mlflow.parentRunId": parent["run_id"]}
+        state = self._home.state(parent["uid"])
+        if state is not None and state.run_id is not None:
+            return {"mlflow.parentRunId": state.run_id}
+        if self._home.run(parent["uid"]).path.exists():
+            raise Unavailable("its parent run has not been made yet")
+        return {"mlpipeline.parent_uid": parent["uid"]}
+
+    def _pending_end(self) -> dict[str, Any] | None:
+        """Return how the run is to be ended now; None while it goes on, or when that is done."""
+        state = self.state
+        if state.is_ended or state.run_id is None or self._is_gone:
+            return None
+        openers = [reader for reader in self._readers.values() if (reader.header or {}).get("role") == "opener"]
+        if not openers:
+            return None
+        newest = max(openers, key=_attempt)
+        attempt = _attempt(newest)
+        if state.end is not None and state.end["attempt"] >= attempt:
+            return state.end
+        if newest.is_alive() or newest.has_more():
+            return None
+        # Its lock is free and its journal has no end: the process was killed.
+        end_ms = state.last_ms or int((newest.header or {}).get("start_ms", 0))
+        return {"attempt": attempt, "status": "KILLED", "end_ms": end_ms}
+
+    def _end(self, sink: MlflowSink) -> None:
+        end = self._pending_end()
+        if end is None or self._parcel is not None:
+            return
+        if self.state.uploads and self.upload_failures < _UPLOADS_AWAITED:
+            return
+        if any(reader.has_more() for reader in self._readers.values()):
+            return
+        run_id = str(self.state.run_id)
+        try:
+            run = sink.get_run(run_id)
+            newest = int(run.data.tags.get(ATTEMPT_TAG, 0) or 0)
+            if newest <= int(end["attempt"]):
+                if self.state.dropped:
+                    sink.set_tags(run_id, {"mlpipeline.dropped": str(self.state.dropped)})
+                sink.set_status(run_id, end["status"], int(end["end_ms"]) or None)
+            if self.state.is_doubtful:
+                self._remove_twins(sink, run_id)
+        except Refused as refused:
+            self._give_up(str(refused))
+        with self._changing:
+            self.state.is_ended = True
+            self._save()
+
+    def _remove_twins(self, sink: MlflowSink, run_id: str) -> None:
+        for twin in sink.find_runs(self.folder.uid, str(self.state.experiment_id)):
+            if twin.info.run_id == run_id or twin.info.lifecycle_stage != "active":
+                continue
+            try:
+                sink.delete_run(twin.info.run_id)
+            except (Refused, Unavailable) as error:
+                if isinstance(error, Unavailable) and not error.is_denied:
+                    raise
+                sink.set_tags(twin.info.run_id, {"mlpipeline.twin_of": run_id})
+                sink.set_status(twin.info.run_id, "KILLED", self.state.last_ms or None)
+                logger.warning("run %s is a twin of %s and may not be deleted: %s", twin.info.run_id, run_id, error)
+
+    # --- files -----------------------------------------------------------------------------------
+
+    def upload(self, sink: MlflowSink) -> bool:
+        """Send the oldest artifact, model or version that waits.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            Unavailable: The destination cannot take it now.
+        """
+        with self._changing:
+            if not self.state.uploads or self.state.run_id is None:
+                return False
+            item = self.state.uploads[0]
+        try:
+            if self._is_gone:
+                raise Refused("its run is gone")
+            if item["kind"] == "ARTIFACT":
+                sink.upload(str(self.state.run_id), self._spooled(item["spool"]), item.get("artifact_path"))
+            elif item["kind"] == "MODEL":
+                self._upload_model(sink, item)
+            else:
+                self._register(sink, item)
+        except Refused as refused:
+            self._bury_one(item["kind"].lower(), item, str(refused))
+        else:
+            self.state.delivered += 1
+        with self._changing:
+            self.state.uploads.remove(item)
+            self._save()
+        if item.get("spool"):
+            _remove(self._spooled(item["spool"]).parent)
+        return True
+
+    def _upload_model(self, sink: MlflowSink, item: dict[str, Any]) -> None:
+        known = self.state.models.setdefault(item["uid"], {"name": item["name"]})
+        run_id = str(self.state.run_id)
+        if "model_id" not in known:
+            model_id = sink.model(str(self.state.experiment_id), run_id, item)
+            with self._changing:
+                known["model_id"] = model_id
+                self._save()
+        folder = self._spooled(item["spool"]) if item.get("spool") else None
+        sink.fill_model(known["model_id"], run_id, folder, int(item.get("step", 0)))
+        with self._changing:
+            known["is_ready"] = True
+            self._save()
+
+    def _register(self, sink: MlflowSink, item: dict[str, Any]) -> None:
+        known = self.state.models.get(item["model_uid"], {})
+        if not known.get("is_ready"):
+            raise Refused("its model could not be logged")
+        version = sink.version(known["model_id"], str(self.state.run_id), item)
+        with self._changing:
+            known["registered_as"], known["version"] = item["name"], version
+            self._save()
+
+    def _spooled(self, name: str) -> Path:
+        # A journal is data: what it names must lie inside the spool, wherever a link leads.
+        path = (self.folder.spool / name).resolve()
+        if not path.is_relative_to(self.folder.spool.resolve()):
+            raise Refused(f"{name!r} lies outside of the spool")
+        return path
+
+    # --- bookkeeping -----------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Put a done run away: its last state is kept, its journals and spool are deleted."""
+        with self._changing:
+            self._save()
+            state = self.state
+            state.save(self._home.done_file(self.folder.uid))
+            shutil.rmtree(self.folder.path, ignore_errors=True)
+
+    def set_problem(self, problem: str | None) -> None:
+        """Write down what stands in the way, for those who ask."""
+        with self._changing:
+            if self.state.problem != problem:
+                self.state.problem = problem
+                self._save()
+
+    def _header(self, up_to: int | None = None) -> dict[str, Any] | None:
+        """Return the header of the newest opener, no newer than *up_to*; without an opener, of anybody."""
+        headers = [reader.header for reader in self._readers.values() if reader.header]
+        openers = [header for header in headers if header.get("role") == "opener"]
+        if up_to:
+            openers = [header for header in openers if int(header.get("attempt", 0)) <= up_to] or openers
+        return max(openers or headers, key=lambda header: int(header.get("attempt", 0)), default=None)
+
+    def _save(self) -> None:
+        self.state.updated_ms = time.time_ns() // 1_000_000
+        self.state.destination = self.destination().key
+        self.state.save(self.folder.state_file)
+
+    def _remove_acknowledged(self) -> None:
+        for writer, numbers in self.folder.writers().items():
+            for number in numbers:
+                if number < self.state.offsets.get(writer, [0])[0]:
+                    self.folder.segment(writer, number).unlink(missing_ok=True)
+
+    def _give_up(self, reason: str) -> None:
+        self._is_gone = True
+        self.set_problem(f"the run cannot be written any more: {reason}")
+        logger.warning("run %s: %s; its records go to %s", self.folder.uid, reason, self._home.dead_file(self.folder.uid))
+
+    def _bury(self, parcel: _Parcel) -> None:
+        reason = self.state.problem or "the run is gone"
+        for point in parcel.points:
+            content = {"key": point.key, "value": point.value, "step": point.step, "ms": point.timestamp_ms}
+            self._bury_one("metric", content, reason)
+        for kind, contents in (("param", parcel.params), ("tag", {k: v for k, (_, v) in parcel.tags.items()})):
+            for key, value in contents.items():
+                self._bury_one(kind, {key: value}, reason)
+        for dataset in parcel.datasets:
+            self._bury_one("dataset", dataset, reason)
+        for item in parcel.uploads:
+            self._bury_one(item["kind"].lower(), item, reason)
+        parcel.uploads = []
+
+    def _bury_one(self, kind: str, content: dict[str, Any], reason: str) -> None:
+        line = json.dumps({"kind": kind, "content": content, "reason": reason}, default=str) + "\n"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(self._home.dead_file(self.folder.uid), flags, 0o600)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+        with self._changing:
+            self.state.refused += 1
+            if self._parcel is not None and kind not in ("artifact", "model", "version"):
+                self._parcel.refused += 1
+
+
+def _attempt(reader: JournalReader) -> int:
+    return int((reader.header or {}).get("attempt", 0))
+
+
+def _continued(done: RunState | None) -> RunState | None:
+    """Return the state of a run that was done and is added to again."""
+    if done is not None:
+        done.offsets, done.uploads = {}, []
+    return done
+
+
+def _hash(value: str) -> str:
+    return blake2b(value.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

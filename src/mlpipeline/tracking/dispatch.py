@@ -1,0 +1,196 @@
+"""The trainer's side of delivery: see that a courier serves the home, and wait for it.
+
+Nothing here talks to MLflow. The trainer probes the courier's lock, starts one where there is none,
+and reads two kinds of small files: the courier's progress and a run's state.
+
+::
+
+    Dispatch.ensure()   probe courier.lock -> spawn a process, or a thread where that cannot be
+    Dispatch.wait()     until a condition holds, as long as the courier makes progress
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import mlpipeline
+from mlpipeline.tracking import liveness
+from mlpipeline.tracking.home import Home, read_file
+
+logger = logging.getLogger("mlpipeline")
+
+Delivery = Literal["auto", "process", "thread", "offline"]
+
+PATIENCE_S = 2.0
+"""How long a wait lasts after the courier's last progress."""
+
+_POLL_S = 0.02
+_FIRST_SIGN_S = 8.0
+
+# Forks once, so that the courier is nobody's child: no zombie, no signal from the trainer's group.
+_LAUNCH = "import os,sys\nif os.fork():os._exit(0)\nos.setsid()\nos.execv(sys.argv[1],sys.argv[1:])"
+# Not -m: sys.path[0] would be the working directory. The package's own folder comes last, behind
+# everything the interpreter finds by itself.
+_COURIER = "import sys;sys.path.append(sys.argv[1]);from mlpipeline.tracking.courier import main;main(sys.argv[2])"
+
+_by_home: dict[Path, Dispatch] = {}
+
+
+def dispatch_for(home: Home, delivery: Delivery) -> Dispatch:
+    """Return this process's dispatch for a home."""
+    dispatch = _by_home.get(home.path)
+    if dispatch is None or dispatch.delivery != delivery:
+        dispatch = _by_home[home.path] = Dispatch(home, delivery)
+    return dispatch
+
+
+def chosen(delivery: Delivery) -> Delivery:
+    """Return how to deliver: "auto" means a process wherever one can be had."""
+    if delivery != "auto":
+        return delivery
+    is_frozen = getattr(sys, "frozen", False) or not sys.executable
+    if is_frozen or sys.platform == "win32" or "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        return "thread"
+    return "process"
+
+
+class Dispatch:
+    """Sees that a courier serves one home.
+
+    Args:
+        home: The journal home.
+        delivery: How, as the configuration says.
+    """
+
+    def __init__(self, home: Home, delivery: Delivery) -> None:
+        self.home = home
+        self.delivery: Delivery = delivery
+        self._mode = chosen(delivery)
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._spawned_s = -1e9
+        self._is_told = False
+
+    def ensure(self) -> None:
+        """Start a courier unless one serves the home; the journal must exist before."""
+        if self._mode == "offline" or liveness.is_held(self.home.courier_lock):
+            return
+        with self._starting:
+            try:
+                if self._mode == "thread":
+                    self._start_thread()
+                elif time.monotonic() - self._spawned_s > _FIRST_SIGN_S:
+                    self._spawned_s = time.monotonic()
+                    self._spawn()
+            except OSError as error:
+                if not self._is_told:
+                    self._is_told = True
+                    logger.warning("cannot start the courier: %s. Records are kept; send them with: mlpipeline sync", error)
+
+    def _start_thread(self) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            return
+        from mlpipeline.tracking.courier import Courier
+
+        courier = Courier(self.home, mode="thread")
+        self._thread = threading.Thread(target=courier.run, name="mlpipeline-courier", daemon=True)
+        self._thread.start()
+
+    def _spawn(self) -> None:
+        package = Path(mlpipeline.__file__).parents[1]
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        log = os.open(self.home.courier_log, flags, 0o600)
+        try:
+            courier = [sys.executable, "-c", _COURIER, str(package), str(self.home.path)]
+            subprocess.run(  # noqa: S603 - our own interpreter and code
+                [sys.executable, "-I", "-S", "-c", _LAUNCH, *courier],
+                cwd=self.home.path,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                check=False,
+            )
+        finally:
+            os.close(log)
+
+    def problem(self, destination: str | None = None) -> str | None:
+        """Return what the courier says stands in the way of a destination, or of any."""
+        report = self._report()
+        for key, worker in report.get("destinations", {}).items():
+            if worker.get("problem") and destination in (None, key):
+                return str(worker["problem"])
+        return None
+
+    def wait(
+        self, is_met: Callable[[], bool], *, destination: str | None = None, insist_s: float | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> bool:
+        """Wait until a condition holds, as long as the courier makes progress.
+
+        Args:
+            is_met: The condition.
+            destination: Key of the destination whose failure ends the wait at once; None: of all.
+            insist_s: Wait at least so long whatever the courier says; None does not insist.
+            patience_s: How long to wait after the last progress.
+
+        Returns:
+            Whether the condition holds now.
+        """
+        if is_met():
+            return True
+        if self._mode == "offline":
+            return False
+        started_s = moved_s = time.monotonic()
+        hurried_s, last = -1e9, None
+        while True:
+            now_s = time.monotonic()
+            if now_s - hurried_s > 1.0:
+                hurried_s = now_s
+                self._hurry()
+                self.ensure()
+            if is_met():
+                return True
+            report = self._report()
+            if report.get("progress") != last and report.get("phase") == "serving":
+                last, moved_s = report.get("progress"), now_s
+            must_insist = insist_s is not None and now_s - started_s < insist_s
+            if not must_insist:
+                has_sign = last is not None
+                if now_s - moved_s > (patience_s if has_sign else _FIRST_SIGN_S):
+                    return is_met()
+                if has_sign and self._is_down(report, destination):
+                    return is_met()
+            time.sleep(_POLL_S)
+
+    def _is_down(self, report: dict[str, Any], destination: str | None) -> bool:
+        workers = report.get("destinations", {})
+        chosen_workers = [worker for key, worker in workers.items() if destination in (None, key)]
+        return bool(chosen_workers) and all(worker.get("is_down") for worker in chosen_workers)
+
+    def _report(self) -> dict[str, Any]:
+        report = read_file(self.home.courier_file)
+        if report is None or not liveness.is_held(self.home.courier_lock):
+            return {}
+        return report
+
+    def _hurry(self) -> None:
+        try:
+            self.home.hurry_file.touch(mode=0o600)
+        except OSError:
+            logger.debug("cannot ask the courier to hurry", exc_info=True)
+
+
+def _after_fork_in_child() -> None:
+    _by_home.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,517 @@
+"""The only module that writes to MLflow.
+
+`MlflowSink` says each thing a run needs in one call, to one destination, with explicit ids and no
+fluent state. Whatever goes wrong comes out as one of two exceptions, so that nobody above has to
+know MLflow's::
+
+    Unavailable   not now: network, server, lock, credentials; the same call may pass later
+    Refused       never: MLflow understood the call and says no; the record is a dead letter
+
+Every create carries our uid as a tag, and is looked up by it first, because MLflow's server picks
+the ids and a create whose answer got lost would otherwise be made twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from mlpipeline.tracking.records import Point
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+
+logger = logging.getLogger("mlpipeline")
+
+UID_TAG = "mlpipeline.uid"
+ATTEMPT_TAG = "mlpipeline.attempt"
+
+METRICS_PER_REQUEST = 1000
+PARAMS_PER_REQUEST = 100
+TAGS_PER_REQUEST = 100
+"""MLflow's limits for one log-batch request (mlflow/utils/validation.py)."""
+
+_LASTING = {
+    "INVALID_PARAMETER_VALUE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "BAD_REQUEST",
+    "INVALID_STATE",
+    "MALFORMED_REQUEST",
+    "FEATURE_DISABLED",
+    "NOT_IMPLEMENTED",
+}
+_DENIED = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
+
+_T = TypeVar("_T")
+
+
+class Unavailable(Exception):  # noqa: N818 - names a state of the world, not a bug
+    """The destination cannot take the call now.
+
+    Args:
+        reason: What stands in the way, in words, without credentials.
+        retry_after_s: What the server asked for, if it did.
+        is_denied: The credentials are missing, wrong or not enough.
+        is_unclear: The call may have taken effect although its answer did not arrive.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retry_after_s: float | None = None,
+        is_denied: bool = False,
+        is_unclear: bool = False,
+    ) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+        self.is_denied = is_denied
+        self.is_unclear = is_unclear
+
+
+class Refused(Exception):  # noqa: N818 - names a verdict of the server, not a bug
+    """MLflow refuses the call for good.
+
+    Args:
+        reason: MLflow's own words.
+        code: MLflow's error code.
+    """
+
+    def __init__(self, reason: str, code: str = "") -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where runs go: one worker of the courier serves each.
+
+    Attributes:
+        tracking_uri: Absolute, without credentials unless it is a database's.
+        registry_uri: The same for the model registry.
+        user: Name the runs are recorded under; another user's credentials are never used for them.
+    """
+
+    tracking_uri: str
+    registry_uri: str
+    user: str = ""
+
+    @property
+    def key(self) -> str:
+        """A short name for files and tables."""
+        text = "\0".join((self.tracking_uri, self.registry_uri, self.user))
+        return blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def is_http(self) -> bool:
+        """Whether the tracking store is an MLflow server."""
+        return urlsplit(self.tracking_uri).scheme in {"http", "https"}
+
+    def probe(self, timeout_s: float = 3.0) -> None:
+        """Knock at a server's door, which costs nothing next to ``import mlflow``.
+
+        Raises:
+            Unavailable: Nobody answers there.
+        """
+        if not self.is_http:
+            return
+        parts = urlsplit(self.tracking_uri)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            socket.create_connection((parts.hostname or "", port), timeout=timeout_s).close()
+        except OSError as error:
+            raise Unavailable(f"{self.tracking_uri} does not answer: {error}") from None
+
+
+class MlflowSink:
+    """Writes to one MLflow destination.
+
+    Args:
+        destination: Where to.
+        owns_process: This process is a courier's: MLflow's global tracking URI may be set in it.
+            In a user's process it never is.
+    """
+
+    def __init__(self, destination: Destination, *, owns_process: bool = False) -> None:
+        self.destination = destination
+        self._owns_process = owns_process
+        self._client: MlflowClient | None = None
+        self._artifact_roots: set[str] = set()
+
+    # --- runs ------------------------------------------------------------------------------------
+
+    def experiment(self, name: str | None, id_: str | None, location: str | None, root: str | None) -> str:
+        """Return the id of an experiment, made if it does not exist.
+
+        Args:
+            name: Its name; used when *id_* is None.
+            id_: Its id, which must exist.
+            location: Where a new experiment keeps its artifacts; None leaves it to MLflow.
+            root: Folder under which MLflow would put them by default: with a database that is the
+                trainer's working directory, which is not the courier's.
+        """
+
+        def find_or_make() -> str:
+            client = self._connected(root)
+            if id_ is not None:
+                return str(client.get_experiment(id_).experiment_id)
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                try:
+                    return str(self._create_experiment(str(name), location, root))
+                except Exception as error:  # noqa: BLE001 - judged in the next line
+                    if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    found = client.get_experiment_by_name(name)
+            if found.lifecycle_stage != "active":
+                raise Unavailable(
+                    f"experiment {name!r} is deleted; restore it with: "
+                    f"mlflow experiments restore -x {found.experiment_id}, or choose another name"
+                )
+            return str(found.experiment_id)
+
+        return self._do(find_or_make)
+
+    def find_runs(self, uid: str, experiment_id: str) -> list[MlflowRun]:
+        """Return the runs that carry our uid, deleted ones too, oldest first."""
+        from mlflow.entities import ViewType
+
+        return self._do(
+            lambda: list(
+                self._connected().search_runs(
+                    [experiment_id],
+                    f"tags.`{UID_TAG}` = '{_checked(uid)}'",
+                    run_view_type=ViewType.ALL,
+                    order_by=["attributes.start_time ASC"],
+                )
+            )
+        )
+
+    def get_run(self, run_id: str) -> MlflowRun:
+        """Return a run."""
+        return self._do(lambda: self._connected().get_run(run_id))
+
+    def last_steps(self, run: MlflowRun) -> dict[str, int]:
+        """Return the highest step per metric that a run holds."""
+        # RunData.metrics has the values only; the entities with their steps are private.
+        return {metric.key: int(metric.step) for metric in run.data._metric_objs}  # noqa: SLF001
+
+    def create_run(
+        self, experiment_id: str, name: str | None, start_ms: int, tags: Mapping[str, str]
+    ) -> MlflowRun:
+        """Make a run. *tags* must hold our uid."""
+        return self._do(
+            lambda: self._connected().create_run(
+                experiment_id, start_time=start_ms, run_name=name, tags=dict(tags)
+            )
+        )
+
+    def set_status(self, run_id: str, status: str, end_ms: int | None = None) -> None:
+        """Set a run's status, with its end where it has ended."""
+
+        def send() -> None:
+            from mlflow.entities import RunStatus
+
+            # MlflowClient.set_terminated would also print two lines with the run's address, read the
+            # run once more, and cannot be told to leave the end open.
+            store = self._connected()._tracking_client.store  # noqa: SLF001
+            store.update_run_info(run_id, RunStatus.from_string(status), end_ms, None)
+
+        self._do(send)
+
+    def delete_run(self, run_id: str) -> None:
+        """Delete a run: a twin that a lost answer made."""
+        self._do(lambda: self._connected().delete_run(run_id))
+
+    # --- what a run holds ------------------------------------------------------------------------
+
+    def log_points(self, run_id: str, points: Sequence[Point]) -> None:
+        """Store points of metrics, at most `METRICS_PER_REQUEST`; storing them again changes nothing."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(point.key, point.value, point.timestamp_ms, point.step) for point in points]
+        self._do(lambda: self._connected().log_batch(run_id, metrics=metrics))
+
+    def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        """Store params, at most `PARAMS_PER_REQUEST`; a changed one refuses them all."""
+        from mlflow.entities import Param
+
+        items = [Param(key, value) for key, value in params.items()]
+        self._do(lambda: self._connected().log_batch(run_id, params=items))
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags, at most `TAGS_PER_REQUEST`; they replace what is there."""
+        from mlflow.entities import RunTag
+
+        items = [RunTag(key, value) for key, value in tags.items()]
+        self._do(lambda: self._connected().log_batch(run_id, tags=items))
+
+    def log_dataset(self, run_id: str, dataset: Mapping[str, Any]) -> None:
+        """Store a dataset as an input of the run; the same digest again changes nothing."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        entity = Dataset(
+            name=dataset["name"],
+            digest=dataset["digest"],
+            source_type=dataset.get("source_type", "local"),
+            source=dataset.get("source", "{}"),
+            schema=dataset.get("schema"),
+            profile=dataset.get("profile"),
+        )
+        tags = [InputTag("mlflow.data.context", dataset["context"])] if dataset.get("context") else []
+        self._do(lambda: self._connected().log_inputs(run_id, [DatasetInput(entity, tags)]))
+
+    def upload(self, run_id: str, local: Path, artifact_path: str | None) -> None:
+        """Upload a file into the folder *artifact_path* of the run's artifacts, or a folder as it."""
+
+        def send() -> None:
+            client = self._connected()
+            if local.is_dir():
+                client.log_artifacts(run_id, str(local), artifact_path)
+            else:
+                client.log_artifact(run_id, str(local), artifact_path)
+
+        self._do(send)
+
+    # --- models ----------------------------------------------------------------------------------
+
+    def model(self, experiment_id: str, run_id: str, record: Mapping[str, Any]) -> str:
+        """Return the id of the LoggedModel with the record's uid, made if it does not exist."""
+
+        def find_or_make() -> str:
+            client = self._connected()
+            found = client.search_logged_models(
+                [experiment_id], filter_string=f"tags.`{UID_TAG}` = '{_checked(record['uid'])}'"
+            )
+            if found:
+                return str(found[0].model_id)
+            made = client.create_logged_model(
+                experiment_id,
+                name=record["name"],
+                source_run_id=run_id,
+                tags={**record.get("tags", {}), UID_TAG: record["uid"]},
+                params=record.get("params") or None,
+                model_type=record.get("model_type"),
+            )
+            return str(made.model_id)
+
+        return self._do(find_or_make)
+
+    def fill_model(self, model_id: str, run_id: str, folder: Path | None, step: int) -> None:
+        """Upload a staged model, declare it ready and link it to its run.
+
+        Without a folder only the facts about the model are kept, not the model.
+        """
+
+        def send() -> None:
+            from mlflow.entities import LoggedModelOutput
+            from mlflow.models import Model
+
+            client = self._connected()
+            if folder is not None:
+                about = Model.load(str(folder))
+                about.model_id, about.run_id = model_id, run_id
+                about.artifact_path = client.get_logged_model(model_id).artifact_location
+                about.save(str(folder / "MLmodel"))
+                client.log_model_artifacts(model_id, str(folder))
+            client.finalize_logged_model(model_id, "READY")
+            client.log_outputs(run_id, [LoggedModelOutput(model_id, step=step)])
+
+        self._do(send)
+
+    def version(self, model_id: str, run_id: str, record: Mapping[str, Any]) -> int:
+        """Return the registered version with the record's uid, made if it does not exist.
+
+        The alias, the stage and the description of the record are set on it.
+        """
+        name = record["name"]
+
+        def find_or_make() -> int:
+            client = self._connected()
+            try:
+                client.create_registered_model(name)
+            except Exception as error:  # noqa: BLE001 - judged in the next line
+                if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            for found in client.search_model_versions(f"name = '{_checked(name)}'"):
+                if found.tags.get(UID_TAG) == record["uid"]:
+                    return int(found.version)
+            tags = {**record.get("tags", {}), UID_TAG: record["uid"]}
+            with self._models_uri_resolvable():
+                made = client.create_model_version(
+                    name,
+                    source=self._model_source(client, model_id),
+                    run_id=run_id,
+                    tags=tags,
+                    description=record.get("description"),
+                    model_id=model_id,
+                    await_creation_for=0,
+                )
+            return int(made.version)
+
+        version = self._do(find_or_make)
+
+        def mark() -> None:
+            client = self._connected()
+            for alias in record.get("aliases", ()):
+                client.set_registered_model_alias(name, alias, str(version))
+
+        self._do(mark)
+        return version
+
+    def _model_source(self, client: MlflowClient, model_id: str) -> str:
+        if self._owns_process or urlsplit(self.destination.registry_uri).scheme in {"http", "https"}:
+            return f"models:/{model_id}"
+        return str(client.get_logged_model(model_id).artifact_location)
+
+    @contextmanager
+    def _models_uri_resolvable(self) -> Iterator[None]:
+        # A database registry resolves models:/<id> through MLflow's *global* tracking URI
+        # (sqlalchemy_store.create_model_version has a TODO about it).
+        if not self._owns_process:
+            yield
+            return
+        import mlflow
+
+        with _GLOBAL_URI:
+            mlflow.set_tracking_uri(self.destination.tracking_uri)
+            yield
+
+    # --- connection ------------------------------------------------------------------------------
+
+    def _connected(self, root: str | None = None) -> MlflowClient:
+        if self._client is None:
+            from mlflow import MlflowClient
+
+            self._make_store(root)
+            self._client = MlflowClient(self.destination.tracking_uri, self.destination.registry_uri)
+        return self._client
+
+    def _make_store(self, root: str | None) -> None:
+        # Whoever makes an empty database fixes where its experiment 0 keeps artifacts. MlflowClient
+        # would take this process's working directory; it must be the trainer's. MLflow itself
+        # holds a file lock while it makes the tables (store/db/utils.py).
+        if not self.destination.is_http and root is not None and "://" in self.destination.tracking_uri:
+            self._sql_store(root)
+
+    def _create_experiment(self, name: str, location: str | None, root: str | None) -> str:
+        client = self._connected(root)
+        if location is None and root is not None and not self.destination.is_http:
+            store = self._sql_store(root)
+            if store is not None:
+                return str(store.create_experiment(name, None, []))
+        return str(client.create_experiment(name, artifact_location=location))
+
+    def _sql_store(self, root: str) -> Any:  # noqa: ANN401 - MLflow's class, imported only here
+        from mlflow.store.db.db_types import DATABASE_ENGINES
+
+        if urlsplit(self.destination.tracking_uri).scheme.split("+")[0] not in DATABASE_ENGINES:
+            return None
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        return SqlAlchemyStore(self.destination.tracking_uri, root)
+
+    def _do(self, call: Callable[[], _T]) -> _T:
+        try:
+            return call()
+        except (Unavailable, Refused):
+            raise
+        except Exception as error:  # noqa: BLE001 - every way in which a store can fail ends here
+            raise judged(error) from error
+
+
+_GLOBAL_URI = threading.RLock()
+
+
+def judged(error: Exception) -> Unavailable | Refused:
+    """Return the verdict on what MLflow raised.
+
+    ``error_code`` alone does not tell: a refused connection and a server's failure both come as
+    INTERNAL_ERROR, so the HTTP status and the cause are looked at first.
+    """
+    reason = _words(error)
+    code = str(getattr(error, "error_code", "") or "")
+    status = _http_status(error)
+    if status in {401, 403} or code in _DENIED:
+        return Unavailable(f"the credentials are not accepted ({status or code}): {reason}", is_denied=True)
+    if status is not None:
+        if status in {400, 404, 409, 422} and code in _LASTING:
+            return Refused(reason, code)
+        return Unavailable(reason, is_unclear=status >= 500)
+    if code in _LASTING and _is_store_error(error):
+        return Refused(reason, code)
+    if isinstance(error, (TypeError, ValueError)) and not isinstance(error, (json.JSONDecodeError, OSError)):
+        # MLflow's client could not even express the call. An answer cut in the middle is a
+        # JSONDecodeError, and says nothing about the call.
+        return Refused(f"{type(error).__name__}: {reason}")
+    return Unavailable(reason, is_unclear=True)
+
+
+def _http_status(error: Exception) -> int | None:
+    get_status = getattr(error, "get_http_status_code", None)
+    if get_status is None or type(error).__name__ != "RestException":
+        return None
+    return int(get_status())
+
+
+def _is_store_error(error: Exception) -> bool:
+    cause = error.__cause__ or error.__context__
+    return type(error).__module__.startswith("mlflow") and not isinstance(cause, OSError)
+
+
+def _words(error: Exception) -> str:
+    from mlpipeline.core.config import public_uri
+
+    text = " ".join(str(getattr(error, "message", None) or error).split())
+    return public_uri(text[:500])
+
+
+def _checked(text: str) -> str:
+    if "'" in text or "`" in text:
+        raise Refused(f"the name {text!r} holds a quote")
+    return text
+
+
+def chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """Yield *items* in lists of at most *size*."""
+    piece: list[_T] = []
+    for item in items:
+        piece.append(item)
+        if len(piece) == size:
+            yield piece
+            piece = []
+    if piece:
+        yield piece
+
+
+def quiet_mlflow() -> None:
+    """Keep MLflow's telemetry, prints and URL lines out of a courier process.
+
+    Only for a process of our own: it changes its environment.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    # Ours are jittered, capped and stop at once; MLflow's hold a thread for minutes.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.simplefilter("ignore")
