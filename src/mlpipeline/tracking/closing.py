@@ -1,0 +1,89 @@
+"""What becomes of a process's runs when it ends: a true status, one wait, one line per root run.
+
+A run left open gets the status of the interpreter's exit: FINISHED after a normal one, FAILED after
+an unhandled exception, KILLED after Ctrl-C; in IPython, where an exception ends a cell and not the
+session, FINISHED. A signal that kills the process ends it before this code: then the freed lock
+tells the courier, and the run becomes KILLED.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlpipeline.tracking.run import Run
+
+_runs: dict[str, Run] = {}
+_state = {"pid": os.getpid(), "is_armed": False}
+_started: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+def watch(run: Run) -> None:
+    """Close *run* at exit if nobody does before, and wait then until it is delivered."""
+    if _state["pid"] != os.getpid():
+        _runs.clear()
+        _state.update(pid=os.getpid(), is_armed=False)
+    if not _state["is_armed"]:
+        _state["is_armed"] = True
+        _arm()
+    _runs[run.uid] = run
+    _started.add(run)
+
+
+def forget(run: Run) -> None:
+    """Take a run off the list: its line is printed, or it needs none."""
+    _runs.pop(run.uid, None)
+
+
+def _arm() -> None:
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        # A forked child of multiprocessing ends with os._exit after its finalizers: atexit never
+        # runs there, and the exception that ends it is in flight while the finalizers run.
+        from multiprocessing.util import Finalize
+
+        Finalize(None, _close_all, exitpriority=100)
+        return
+    atexit.register(_close_all)
+
+
+def exit_status() -> str:
+    """Return the MLflow status that the way this interpreter ends means for an open run."""
+    in_flight = sys.exc_info()[0]
+    kind = in_flight if in_flight is not None else getattr(sys, "last_type", None)
+    if _is_interactive() or kind is None:
+        return "FINISHED"
+    if issubclass(kind, KeyboardInterrupt):
+        return "KILLED"
+    if issubclass(kind, SystemExit):
+        return "FINISHED"
+    return "FAILED"
+
+
+def _is_interactive() -> bool:
+    ipython = sys.modules.get("IPython")
+    if ipython is not None and ipython.get_ipython() is not None:
+        return True
+    return hasattr(sys, "ps1")
+
+
+def _close_all() -> None:
+    status = exit_status()
+    runs = list(_runs.values())
+    try:
+        # Children first: a parent's end is the later one.
+        for run in reversed(runs):
+            run.end(status)
+        insist_s = max((run.config.exit_wait_s or 0.0 for run in runs), default=0.0)
+        deadline_s = time.monotonic() + insist_s
+        for run in runs:
+            run.settle(insist_s=max(0.0, deadline_s - time.monotonic()) or None)
+    except KeyboardInterrupt:
+        # The second Ctrl-C leaves at once. What was recorded is in the journal.
+        for run in runs:
+            run.tell()

@@ -1,0 +1,163 @@
+"""How a run is opened: what is resolved, what is attached to, what is written down first.
+
+::
+
+    MLflowConfig ─ resolved with the user's mlflow.set_*, the environment and the defaults ─┐
+                                                                                            ▼
+    disabled        -> a Run without a journal
+    inside a user's mlflow.start_run() -> a guest of that run, which never ends it
+    run_id given    -> an opener that continues that run
+    otherwise       -> an opener of a new run
+
+Whatever depends on the trainer's surroundings (working directory, user, source, git commit) is
+written into the header here, because the courier may send it from elsewhere, days later.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mlpipeline.core.config import MLflowConfig
+from mlpipeline.tracking import closing, surroundings
+from mlpipeline.tracking.dispatch import dispatch_for
+from mlpipeline.tracking.home import Home, new_uid
+from mlpipeline.tracking.journal import JournalWriter
+from mlpipeline.tracking.run import Journal, Run
+from mlpipeline.tracking.sink import Destination
+
+logger = logging.getLogger("mlpipeline")
+
+_recording: list[Journal] = []
+"""Journals in memory that take the place of the disk, innermost last; `mlpipeline.testing.record`."""
+
+_consumed = threading.Lock()
+"""Held for good once a root run has taken MLFLOW_RUN_ID, which is meant for one run only."""
+
+
+def open_run(
+    config: MLflowConfig,
+    *,
+    parent: Run | str | None = None,
+    tags: Mapping[str, Any] | None = None,
+    uid: str | None = None,
+    run_id: str | None = None,
+) -> Run:
+    """Open a run and record its start; returns before anything has reached MLflow.
+
+    Args:
+        config: The configuration; it is resolved here, so the environment counts as it is now.
+        parent: A run, or its id, under which this one is nested.
+        tags: Tags of this run, over those of the configuration.
+        uid: Our name of the run, to continue it; None makes a new one.
+        run_id: MLflow's id of that run where it is known.
+
+    Returns:
+        The run; one that records nothing if the configuration says ``enabled=False``.
+    """
+    fluent = surroundings.fluent_state()
+    asked, config = config, resolved(config, fluent)
+    if not config.enabled:
+        return Run(config, "", {"role": "none"}, journal=None, home=None)
+    cwd = Path.cwd()
+    where = destination_of(config)
+    header: dict[str, Any] = {
+        "role": "opener",
+        "start_ms": time.time_ns() // 1_000_000,
+        "destination": asdict(where),
+        "experiment": _experiment(config, cwd),
+        "run_name": config.run_name,
+        "run_id": run_id or config.run_id,
+    }
+    header["attempt"] = header["start_ms"]
+    if uid is not None:
+        header["is_resumed"] = True
+    if parent is not None:
+        header["parent"] = {"uid": parent.uid} if isinstance(parent, Run) else {"run_id": parent}
+    elif uid is None and header["run_id"] is None:
+        header |= _guest_of(fluent, asked, where.tracking_uri) or _continued()
+    run_tags = {key: str(value) for key, value in {**config.tags, **(tags or {})}.items()}
+    if config.description:
+        run_tags["mlflow.note.content"] = config.description
+    is_new = header["role"] == "opener" and header["run_id"] is None and uid is None
+    if is_new:
+        header["tags"] = {**surroundings.source_tags(os.environ), **run_tags}
+    uid = uid or new_uid()
+    if _recording:
+        return Run(config, uid, header, journal=_recording[-1], home=None)
+    home = Home.at(config.journal_dir)
+    journal = JournalWriter(home, uid, header)
+    run = Run(config, uid, header, journal=journal, home=home)
+    if journal.open():
+        dispatch_for(home, config.delivery).ensure()
+    if run_tags and not is_new:
+        run.set_tags(run_tags)
+    if header["role"] == "opener":
+        closing.watch(run)
+    return run
+
+
+def resolved(config: MLflowConfig, fluent: surroundings.FluentState | None = None) -> MLflowConfig:
+    """Return *config* with the user's ``mlflow.set_*``, the environment and the defaults filled in."""
+    fluent = fluent or surroundings.fluent_state()
+    user_calls = {
+        "tracking_uri": fluent.tracking_uri,
+        "registry_uri": fluent.registry_uri,
+        "experiment_id": fluent.experiment_id,
+    }
+    return config.resolved(user_calls={key: value for key, value in user_calls.items() if value is not None})
+
+
+def destination_of(config: MLflowConfig) -> Destination:
+    """Return where a resolved configuration sends its runs, independent of the working directory."""
+    cwd = Path.cwd()
+    tracking_uri = surroundings.absolute_uri(config.tracking_uri or surroundings.default_tracking_uri(cwd), cwd)
+    registry_uri = surroundings.absolute_uri(config.registry_uri or tracking_uri, cwd)
+    return Destination(tracking_uri, registry_uri, _user())
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
+def _experiment(config: MLflowConfig, cwd: Path) -> dict[str, Any]:
+    return {
+        "name": None if config.experiment_id else config.experiment_name,
+        "id": config.experiment_id,
+        "artifact_location": config.artifact_location,
+        # Where MLflow itself would put artifacts for a database: under the working directory of
+        # whoever creates the experiment.
+        "artifact_root": (cwd / "mlruns").as_uri(),
+    }
+
+
+def _guest_of(fluent: surroundings.FluentState, asked: MLflowConfig, tracking_uri: str) -> dict[str, Any]:
+    """Return what makes us a guest of the user's own active run; nothing if we are not."""
+    if fluent.active_run_id is None:
+        return {}
+    reason = None
+    if fluent.active_run_is_autolog:
+        reason = "it belongs to mlflow's autolog"
+    elif "tracking_uri" in asked.given and fluent.active_run_tracking_uri not in (None, tracking_uri):
+        reason = f"the configuration names another destination ({tracking_uri})"
+    if reason is not None:
+        logger.warning("not recording into the active MLflow run %s: %s", fluent.active_run_id, reason)
+        return {}
+    return {"role": "guest", "run_id": fluent.active_run_id}
+
+
+def _continued() -> dict[str, Any]:
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id and _consumed.acquire(blocking=False):
+        return {"run_id": run_id}
+    return {}

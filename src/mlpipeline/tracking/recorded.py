@@ -1,0 +1,110 @@
+"""The face that every framework's callback has: configuration in, one run per training out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from mlpipeline.core.config import MLflowConfig
+from mlpipeline.core.errors import UsageError
+from mlpipeline.tracking.opening import open_run
+from mlpipeline.tracking.run import Run, status_of
+
+
+class Recorded:
+    """What a callback knows of its run; a framework's callback derives from it and translates hooks.
+
+    Args:
+        config: An `MLflowConfig`, a mapping of its options, or a YAML file's path; None is the default.
+        run: A run to record into, which this callback then never ends.
+        parent: A run, or its id, under which this callback's runs are nested.
+        params: Extra hyperparameters; they win over those found in the training.
+        **overrides: Options that win over *config*.
+    """
+
+    def __init__(
+        self,
+        config: MLflowConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        *,
+        run: Run | None = None,
+        parent: Run | str | None = None,
+        params: Mapping[str, Any] | None = None,
+        **overrides: Any,  # noqa: ANN401 - MLflowConfig's options, checked there
+    ) -> None:
+        super().__init__()
+        if run is not None and not isinstance(run, Run):
+            raise UsageError(f"run={run!r} is not a Run; pass what tracker.run() or Run.child() gave")
+        self.config = MLflowConfig.of(config, **overrides)
+        self._given_run = run
+        self._parent = parent
+        self._params = dict(params or {})
+        self._run: Run | None = run
+        self._user: int | None = None
+
+    @property
+    def run(self) -> Run | None:
+        """The run of the current training, or of the last one; None before the first."""
+        return self._run
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; waits for it only when read, see `Run.run_id`. None before the first."""
+        return self._run.run_id if self._run is not None else None
+
+    @property
+    def model_uri(self) -> str | None:
+        """``models:/…`` of the logged model; waits, see `Run.model_uri`."""
+        return self._run.model_uri if self._run is not None else None
+
+    @property
+    def model_version(self) -> int | None:
+        """Version of the registered model; waits, see `Run.model_version`."""
+        return self._run.model_version if self._run is not None else None
+
+    def load_model(self) -> Any:  # noqa: ANN401 - the framework's own class
+        """Load the logged model back from MLflow, see `Run.load_model`.
+
+        Raises:
+            UsageError: There was no training yet, or no model has reached MLflow.
+        """
+        if self._run is None:
+            raise UsageError("there is no logged model to load: no training was recorded yet")
+        return self._run.load_model()
+
+    def _open(self, *, uid: str | None = None, is_continued: bool = False) -> Run:
+        """Enter a training: return its run, opened unless it is the given one or goes on.
+
+        Args:
+            uid: Our name of a run to continue, from a checkpoint.
+            is_continued: The last training's run goes on.
+        """
+        me = threading.get_ident()
+        if self._user not in (None, me):
+            raise UsageError(
+                "one MLflowCallback records one training at a time; give each thread's training an instance of its own"
+            )
+        self._user = me
+        if self._given_run is not None:
+            self._run = self._given_run
+        elif is_continued and self._run is not None:
+            self._run.resume()
+        else:
+            self._run = open_run(self.config, parent=self._parent, uid=uid)
+        if self._params:
+            self._run.log_params(self._params)
+        return self._run
+
+    def _close(self, status: str = "FINISHED") -> None:
+        """Leave a training: its run ends, unless it was given."""
+        self._user = None
+        if self._run is not None and self._given_run is None:
+            self._run.end(status)
+
+    def _fail(self, error: BaseException) -> None:
+        """Leave a training that an exception ended."""
+        self._close(status_of(type(error)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_user": None}

@@ -1,0 +1,860 @@
+"""`Run`: the handle on one run that everything records through.
+
+::
+
+    framework hook -> callback -> Run.log_* -> journal      (this process, microseconds, no network)
+                                                  └─ courier -> MLflow
+
+No `log_*` call waits, and none raises for what the world does. What the user got wrong raises where
+it stands: a metric that is not a number, a file that is not there, a run that has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from mlpipeline.core.config import MLflowConfig
+from mlpipeline.core.errors import UnloggableError, UsageError
+from mlpipeline.tracking import closing, names
+from mlpipeline.tracking.dispatch import Dispatch, dispatch_for
+from mlpipeline.tracking.home import Home, RunState
+from mlpipeline.tracking.journal import JournalReader, JournalWriter
+from mlpipeline.tracking.records import Kind
+from mlpipeline.tracking.sink import Destination
+
+logger = logging.getLogger("mlpipeline")
+
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+_TICK_MS = 10_000
+
+
+class Journal(Protocol):
+    """Where a run's records go: a `JournalWriter`, or memory in a user's unit test."""
+
+    dropped: int
+
+    def open(self) -> bool:
+        """Make it ready."""
+
+    def append(self, kind: Kind, content: Mapping[str, Any], *, is_synced: bool = False) -> bool:
+        """Keep one record."""
+
+    def append_metrics(
+        self, names: tuple[str, ...], values: Sequence[float], step: int | None, timestamp_ms: int
+    ) -> bool:
+        """Keep one value per name."""
+
+    def close(self) -> None:
+        """Take no more."""
+
+
+@dataclass(frozen=True)
+class DeliveryCounts:
+    """What became of a run's records.
+
+    Attributes:
+        delivered: MLflow has them; a point of a metric counts as one.
+        pending: They are in the journal or the spool.
+        refused: MLflow refused them for good; ``mlpipeline status`` lists them.
+        dropped: The disk could not take them.
+    """
+
+    delivered: int = 0
+    pending: int = 0
+    refused: int = 0
+    dropped: int = 0
+
+
+class Run:
+    """One MLflow run, recorded in this process and delivered by the courier.
+
+    Made by `mlpipeline.tracking.opening.open_run`, `MLflowTracker.run` or a callback. Safe to use from
+    several threads; pickles into other processes, which then add to the same run and never end it.
+
+    Args:
+        config: The resolved configuration.
+        uid: Our name of the run.
+        header: What the courier must know; see `mlpipeline.tracking.opening`.
+        journal: Where records go; None records nothing.
+        home: The journal home; None where nothing is to be delivered.
+
+    Attributes:
+        config: The resolved configuration.
+        uid: Our name of the run; in MLflow it is the tag ``mlpipeline.uid``.
+        step: The current step, where a callback keeps it; `log_figure` uses it.
+    """
+
+    def __init__(
+        self,
+        config: MLflowConfig,
+        uid: str,
+        header: Mapping[str, Any],
+        *,
+        journal: Journal | None,
+        home: Home | None,
+    ) -> None:
+        self.config = config
+        self.uid = uid
+        self.step: int | None = None
+        self._header = dict(header)
+        self._journal = journal
+        self._home = home
+        self._pid = os.getpid()
+        self._status: str | None = None
+        self._run_id: str | None = self._header.get("run_id")
+        self._plans: dict[tuple[str, ...], tuple[tuple[str, ...], list[int] | None]] = {}
+        self._keeps = names.NameFilter(self.config.include, self.config.exclude)
+        self._records_metrics = self._journal is not None and self.config.log_metrics
+        self._long_params: dict[str, Any] = {}
+        self._nonfinite: set[str] = set()
+        self._models: list[dict[str, Any]] = []
+        self._tables: list[dict[str, str]] = []
+        self._ending = threading.Lock()
+        self._is_told = False
+        self._told: set[str] = set()
+        self._next_tick_ms = time.time_ns() // 1_000_000 + _TICK_MS
+
+    # --- identity --------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str | None:
+        """The run's name; None until MLflow has chosen one, where none was given."""
+        if given := self._header.get("run_name"):
+            return str(given)
+        state = self._state()
+        return state.run_name if state else None
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether anything is recorded at all."""
+        return self._journal is not None
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether `end` was called."""
+        return self._status is not None
+
+    @property
+    def owns_run(self) -> bool:
+        """Whether this process opened the run, and so will end it."""
+        return self._header.get("role") == "opener" and self._pid == os.getpid()
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; a local id while the destination is unreachable; None when disabled.
+
+        The first reading waits for the server's answer as long as the courier makes progress, and
+        `connect_timeout_s` seconds longer. What was read once never changes: a local id (``local-…``)
+        stays, and every function and command of this package resolves it.
+        """
+        if self._run_id is None and self._home is not None:
+            self._dispatch().wait(
+                lambda: self._known_id() is not None,
+                destination=self._destination_key(),
+                patience_s=self.config.connect_timeout_s,
+            )
+            self._run_id = self._known_id() or f"local-{self.uid}"
+        return self._run_id
+
+    @property
+    def experiment_id(self) -> str | None:
+        """MLflow's id of the experiment; None as long as it is not known."""
+        state = self._state()
+        return state.experiment_id if state else None
+
+    def _known_id(self) -> str | None:
+        state = self._state()
+        return state.run_id if state else None
+
+    # --- metrics ---------------------------------------------------------------------------------
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Record one value per metric; returns in microseconds and survives ``kill -9``.
+
+        Args:
+            metrics: Names to numbers; anything ``float()`` takes, such as one-element tensors. Any
+                name is accepted: what MLflow would refuse is escaped, reversibly.
+            step: Step of all of them; None counts each name on from its last step, starting at 0.
+
+        Raises:
+            UnloggableError: A value is not a number, or is not finite and ``nonfinite="raise"``.
+            UsageError: The run has ended.
+        """
+        if self._status is not None:
+            raise self._ended_error("log_metrics")
+        if not self._records_metrics or not metrics:
+            return
+        keys = tuple(metrics)
+        plan = self._plans.get(keys) or self._plan(keys)
+        try:
+            values = [float(value) for value in metrics.values()]
+        except (TypeError, ValueError):
+            raise _not_a_number(metrics) from None
+        picked = plan[0]
+        if plan[1] is not None:
+            values = [values[index] for index in plan[1]]
+        if not math.isfinite(sum(values)):
+            picked, values = self._settle_nonfinite(picked, values, step)
+        if not picked:
+            return
+        if step is not None and type(step) is not int:
+            step = int(step)
+        now_ms = time.time_ns() // 1_000_000
+        self._journal.append_metrics(picked, values, step, now_ms)  # type: ignore[union-attr]
+        if now_ms >= self._next_tick_ms:
+            self._tick(now_ms)
+
+    def log_metric(self, key: str, value: float, step: int | None = None) -> None:
+        """Record one value of one metric; see `log_metrics`."""
+        self.log_metrics({key: value}, step)
+
+    def _plan(self, keys: tuple[str, ...]) -> tuple[tuple[str, ...], list[int] | None]:
+        kept = [index for index, key in enumerate(keys) if self._keeps(str(key))]
+        mapped = tuple(names.metric_key(str(keys[index])) for index in kept)
+        plan = self._plans[keys] = (mapped, kept if len(kept) != len(keys) else None)
+        return plan
+
+    def _settle_nonfinite(
+        self, keys: tuple[str, ...], values: list[float], step: int | None
+    ) -> tuple[tuple[str, ...], list[float]]:
+        policy = self.config.nonfinite
+        bad = [key for key, value in zip(keys, values, strict=True) if not math.isfinite(value)]
+        if not bad or policy == "keep":
+            return keys, values
+        new = [key for key in bad if key not in self._nonfinite]
+        if new:
+            self._nonfinite.update(new)
+            at = "" if step is None else f" at step {int(step)}"
+            found = dict(zip(keys, values, strict=True))
+            self.set_tags({f"mlpipeline.nonfinite.{key}": f"{found[key]}{at}" for key in new})
+        if policy == "raise":
+            raise UnloggableError(
+                f"metric {names.original_name(bad[0])!r} is {dict(zip(keys, values, strict=True))[bad[0]]}; "
+                "nonfinite='raise' asked to stop here ('tag', 'drop' and 'keep' go on)"
+            )
+        if policy == "drop":
+            pairs = [(key, value) for key, value in zip(keys, values, strict=True) if math.isfinite(value)]
+            return tuple(key for key, _ in pairs), [value for _, value in pairs]
+        return keys, values
+
+    # --- params, tags, datasets ------------------------------------------------------------------
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record hyperparameters of any type; the first value of a name stands.
+
+        Nested mappings become dotted names. A value over MLflow's limit is kept whole in the artifact
+        ``params_full.json``, with its hash in the param. A later, different value of a name is kept as
+        the tag ``mlpipeline.drift.<name>``; it never raises. Secret-looking values are redacted.
+
+        Raises:
+            UsageError: The run has ended.
+        """
+        self._check_open("log_params")
+        if self._journal is None or not self.config.log_params or not params:
+            return
+        flat, long = names.flatten_params(params)
+        if self.config.redact:
+            globs = () if self.config.redact is True else tuple(self.config.redact)
+            flat = names.redact(flat, globs)
+            long = {key: value for key, value in long.items() if flat.get(key) != names.REDACTED}
+        flat = {names.metric_key(key): value for key, value in flat.items() if self._keeps(key)}
+        if flat:
+            self._append(Kind.PARAMS, {"params": flat}, is_synced=True)
+        if long:
+            self._long_params.update(long)
+            self._log_file("params_full.json", lambda path: _write_json(path, self._long_params))
+
+    def log_param(self, key: str, value: Any) -> None:  # noqa: ANN401 - any value can be kept
+        """Record one hyperparameter; see `log_params`."""
+        self.log_params({key: value})
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags; the newest value of each stands.
+
+        Raises:
+            UsageError: The run has ended.
+        """
+        self._check_open("set_tags")
+        if self._journal is not None and tags:
+            text = {names.metric_key(str(key)): str(value) for key, value in tags.items()}
+            self._append(Kind.TAGS, {"tags": text})
+
+    def set_tag(self, key: str, value: Any) -> None:  # noqa: ANN401 - any value has a text
+        """Set one tag; see `set_tags`."""
+        self.set_tags({key: value})
+
+    def log_dataset(
+        self,
+        data: Any = None,  # noqa: ANN401 - a frame, an array, or anything with a length
+        *,
+        name: str = "dataset",
+        context: str | None = None,
+        source: str | None = None,
+        digest: str | None = None,
+        schema: Mapping[str, Any] | None = None,
+        profile: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record a dataset as an input of the run.
+
+        Args:
+            data: A DataFrame or array, whose content is hashed; None if the rest says it all.
+            name: Its name in MLflow.
+            context: Its role, such as "training".
+            source: Where it comes from: a path or URL.
+            digest: Its identity, at most 36 characters; None hashes *data*.
+            schema: Its schema in MLflow's JSON form.
+            profile: Facts such as the number of rows.
+        """
+        self._check_open("log_dataset")
+        if self._journal is None or not self.config.log_datasets:
+            return
+        from mlpipeline.tracking import datasets
+
+        found = datasets.describe(data)
+        record = {
+            "name": name,
+            "digest": (digest or found.digest)[:36],
+            "context": context,
+            "source": json.dumps({"uri": source} if source else {}),
+            "schema": json.dumps(schema or found.schema) if schema or found.schema else None,
+            "profile": json.dumps({**found.profile, **(profile or {})}),
+        }
+        self._append(Kind.DATASET, record)
+
+    # --- files -----------------------------------------------------------------------------------
+
+    def log_artifact(self, local_path: str | os.PathLike[str], artifact_path: str | None = None) -> None:
+        """Record a file or a folder as it is now: it is copied before this returns.
+
+        Args:
+            local_path: The file, or the folder, which keeps its name.
+            artifact_path: Folder among the run's artifacts; None is the top.
+
+        Raises:
+            UnloggableError: There is no such file.
+            UsageError: The run has ended.
+        """
+        self._check_open("log_artifact")
+        if self._journal is None or not self.config.log_artifacts:
+            return
+        source = Path(local_path)
+        if not source.exists():
+            raise UnloggableError(f"cannot log {str(source)!r}: there is no such file or folder")
+        from mlpipeline.tracking.staging import copy_into_spool
+
+        name = source.resolve().name
+        target = artifact_path
+        if source.is_dir():
+            target = f"{artifact_path}/{name}" if artifact_path else name
+        with self._spooling(name) as place:
+            if place is not None:
+                copy_into_spool(source, place)
+                self._append(Kind.ARTIFACT, {"spool": self._spool_name(place), "artifact_path": target})
+
+    def log_artifacts(
+        self, local: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], artifact_path: str | None = None
+    ) -> None:
+        """Record files and folders; see `log_artifact`.
+
+        Args:
+            local: One folder, whose content goes to *artifact_path* as in MLflow, or several files and
+                folders, which keep their names.
+            artifact_path: Folder among the run's artifacts; None is the top.
+        """
+        if isinstance(local, (str, os.PathLike)):
+            folder = Path(local)
+            for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+                self.log_artifact(path, artifact_path)
+            return
+        for path in local:
+            self.log_artifact(path, artifact_path)
+
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Record a text as the artifact *artifact_file*."""
+        self._check_open("log_text")
+        self._log_file(artifact_file, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def log_dict(self, content: Mapping[str, Any] | Sequence[Any], artifact_file: str) -> None:
+        """Record a structure as JSON, or as YAML when *artifact_file* ends so."""
+        self._check_open("log_dict")
+
+        def write(path: Path) -> None:
+            if path.suffix in {".yaml", ".yml"}:
+                import yaml
+
+                path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+            else:
+                _write_json(path, content)
+
+        self._log_file(artifact_file, write)
+
+    def log_table(self, data: Any, artifact_file: str) -> None:  # noqa: ANN401 - a frame or a mapping
+        """Record a table (a DataFrame, or a mapping of columns) that MLflow's UI shows as one."""
+        self._check_open("log_table")
+
+        def write(path: Path) -> None:
+            if hasattr(data, "to_json"):
+                data.to_json(path, orient="split", index=False)
+                return
+            columns = {key: list(value) for key, value in dict(data).items()}
+            rows = [list(row) for row in zip(*columns.values(), strict=True)]
+            _write_json(path, {"columns": list(columns), "data": rows})
+
+        self._log_file(artifact_file, write)
+        self._tables.append({"path": artifact_file, "type": "table"})
+        self.set_tags({"mlflow.loggedArtifacts": json.dumps(self._tables)})
+
+    def log_figure(self, figure: Any, artifact_file: str, *, step: int | None = None) -> None:  # noqa: ANN401
+        """Record a matplotlib or plotly figure as it looks now.
+
+        Args:
+            figure: The figure.
+            artifact_file: Its name, whose ending chooses the format.
+            step: Step it belongs to; None is the run's current one. At a step, an image also joins
+                the series of that name which MLflow's UI shows along the steps.
+        """
+        self._check_open("log_figure")
+
+        def write(path: Path) -> None:
+            if hasattr(figure, "savefig"):
+                figure.savefig(path)
+            elif path.suffix == ".html":
+                figure.write_html(str(path), include_plotlyjs="cdn", auto_open=False)
+            else:
+                figure.write_image(str(path))
+
+        self._log_file(artifact_file, write)
+        step = self.step if step is None else step
+        if step is not None and Path(artifact_file).suffix == ".png":
+            # MLflow's naming of image series (tracking/client.py, log_image).
+            key = Path(artifact_file).with_suffix("").as_posix().replace("/", "#")
+            now_ms = time.time_ns() // 1_000_000
+            stem = f"images/{key}%step%{step}%timestamp%{now_ms}%{secrets.token_hex(8)}"
+            self._log_file(f"{stem}.png", write)
+            self.set_tags({"mlflow.loggedImages": "true"})
+
+    def _log_file(self, artifact_file: str, write: Callable[[Path], Any]) -> None:
+        """Spool a file that *write* makes, as the artifact of that name."""
+        if self._journal is None or not self.config.log_artifacts:
+            return
+        folder, _, name = artifact_file.rpartition("/")
+        with self._spooling(name) as place:
+            if place is not None:
+                write(place)
+                self._append(Kind.ARTIFACT, {"spool": self._spool_name(place), "artifact_path": folder or None})
+
+    def _spooling(self, name: str) -> _SpoolPlace:
+        return _SpoolPlace(self, name)
+
+    def _spool_name(self, place: Path) -> str:
+        return f"{place.parent.name}/{place.name}"
+
+    # --- models ----------------------------------------------------------------------------------
+
+    def log_model(
+        self,
+        model: Any,  # noqa: ANN401 - any framework's model
+        name: str = "model",
+        *,
+        input_example: Any = None,  # noqa: ANN401 - whatever the model takes
+        signature: Any = "auto",  # noqa: ANN401 - MLflow's class, not imported here
+        step: int | None = None,
+        register_as: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        requirements: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record a fitted model as an MLflow model; it is written to the spool before this returns.
+
+        The first model of a framework imports that framework's MLflow flavor, which takes seconds.
+
+        Args:
+            model: A model of a framework this package knows; it is not changed.
+            name: The LoggedModel's name.
+            input_example: A few rows of input; the signature is inferred from it.
+            signature: An MLflow signature; "auto" infers it from the example, None leaves it out.
+            step: Step of the training at which the model stood; None is the run's current one.
+            register_as: Name to register it under; None follows the configuration.
+            params: Params of the LoggedModel.
+            tags: Tags of the LoggedModel.
+            requirements: Pip requirements; None pins the framework and what the model uses.
+            metadata: Free facts, kept in the MLmodel file.
+
+        Raises:
+            UnloggableError: No framework here knows such a model.
+            UsageError: The run has ended.
+        """
+        self._check_open("log_model")
+        if self._journal is None or self.config.log_model is False:
+            return
+        from mlpipeline.tracking import staging
+
+        uid = secrets.token_hex(16)
+        at_step = step if step is not None else self.step
+        record: dict[str, Any] = {
+            "uid": uid,
+            "name": name,
+            "step": int(at_step or 0),
+            "params": {key: str(value) for key, value in (params or {}).items()},
+            "tags": {key: str(value) for key, value in (tags or {}).items()},
+        }
+        if self.config.log_model == "metadata":
+            record["tags"] |= {"mlpipeline.model_class": f"{type(model).__module__}.{type(model).__qualname__}"}
+            is_kept = self._append(Kind.MODEL, record)
+        else:
+            is_kept = False
+            with self._spooling(name) as place:
+                if place is not None:
+                    staged = staging.stage_model(
+                        model,
+                        place,
+                        input_example=input_example,
+                        log_input_example=self.config.log_input_example,
+                        signature=signature if self.config.log_model_signature else None,
+                        serialization=self.config.serialization,
+                        requirements=requirements,
+                        metadata=metadata,
+                    )
+                    record["spool"] = self._spool_name(place)
+                    record["model_type"] = staged.flavor
+                    record["tags"] |= {
+                        "mlpipeline.serialization": staged.serialization,
+                        "mlpipeline.size_bytes": str(staged.size_bytes),
+                    }
+                    is_kept = self._append(Kind.MODEL, record)
+        if not is_kept:
+            return
+        self._models.append(record)
+        registered = register_as or (self.config.model_name if self.config.register_model else None)
+        if registered:
+            self.register_model(registered)
+
+    def register_model(self, name: str, *, model_uid: str | None = None) -> None:
+        """Register the model logged last, or the one of *model_uid*, as a version of *name*.
+
+        Alias, stage and description of the configuration are set on the version.
+
+        Raises:
+            UsageError: No model was logged to this run.
+        """
+        self._check_open("register_model")
+        if self._journal is None:
+            return
+        if not self._models:
+            raise UsageError("register_model needs a model: call log_model first")
+        config = self.config
+        aliases = [config.model_alias] if config.model_alias else []
+        tags = {key: str(value) for key, value in config.tags.items()}
+        if config.model_stage != "None":
+            # Stages are deprecated in MLflow since 2.9; an alias of that name does their work.
+            aliases.append(config.model_stage.lower())
+            tags["stage"] = config.model_stage
+        self._append(
+            Kind.VERSION,
+            {
+                "uid": secrets.token_hex(16),
+                "name": name,
+                "model_uid": model_uid or self._models[-1]["uid"],
+                "aliases": aliases,
+                "tags": tags,
+                "description": config.model_description,
+            },
+        )
+
+    def _model_state(self, is_met: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+        if not self._models or self._home is None:
+            return None
+        uid = self._models[-1]["uid"]
+
+        def known() -> dict[str, Any] | None:
+            state = self._state()
+            found = state.models.get(uid) if state else None
+            return found if found and is_met(found) else None
+
+        self._dispatch().wait(lambda: known() is not None, destination=self._destination_key())
+        return known()
+
+    @property
+    def model_id(self) -> str | None:
+        """MLflow's id of the model logged last; waits as `run_id` does. None without a model."""
+        found = self._model_state(lambda model: bool(model.get("is_ready")))
+        return str(found["model_id"]) if found else None
+
+    @property
+    def model_uri(self) -> str | None:
+        """``models:/…`` of the model logged last; waits as `run_id` does. None without a model."""
+        model_id = self.model_id
+        return f"models:/{model_id}" if model_id else None
+
+    @property
+    def model_version(self) -> int | None:
+        """The registered version of the model logged last; waits. None when it is not registered."""
+        found = self._model_state(lambda model: "version" in model)
+        return int(found["version"]) if found else None
+
+    def load_model(self) -> Any:  # noqa: ANN401 - the framework's own class
+        """Load back the model logged last, from MLflow.
+
+        Raises:
+            UsageError: No model was logged, or it has not reached MLflow yet.
+        """
+        model_id = self.model_id
+        if model_id is None:
+            raise UsageError(
+                "there is no logged model to load: none was logged, or it has not reached MLflow yet "
+                "(see: mlpipeline status)"
+            )
+        from mlpipeline.tracking.registry import load_logged_model
+
+        return load_logged_model(self.destination, model_id)
+
+    # --- children --------------------------------------------------------------------------------
+
+    def child(self, name: str | None = None, **options: Any) -> Run:  # noqa: ANN401 - config fields
+        """Open a run nested under this one, with the same configuration.
+
+        Args:
+            name: Its name; None lets MLflow choose.
+            **options: Configuration fields that differ, and ``tags``.
+        """
+        from mlpipeline.tracking.opening import open_run
+
+        options.setdefault("run_name", name)
+        return open_run(self.config.replace(run_id=None, **options), parent=self)
+
+    # --- ending ----------------------------------------------------------------------------------
+
+    def end(self, status: str = "FINISHED") -> None:
+        """End the run. Returns at once; what is recorded is delivered whether or not anybody waits.
+
+        A run of another process, or one of the user's own that we only add to, is not ended: this
+        then only means that nothing more is recorded here. Ending twice does nothing.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+        """
+        if status not in STATUSES:
+            raise UsageError(f"status {status!r} is unknown; accepted are {', '.join(STATUSES)}")
+        with self._ending:
+            if self._status is not None:
+                return
+            if self._journal is not None:
+                if self.owns_run:
+                    self._append(Kind.END, {"status": status}, is_synced=True)
+                self._journal.close()
+            self._status = status
+        if self._journal is not None and self._journal.dropped:
+            logger.warning("%d records of run %s could not be written to disk", self._journal.dropped, self.uid)
+
+    def resume(self) -> None:
+        """Open an ended run again, to add to it: a second ``fit``, a later ``test``."""
+        with self._ending:
+            if self._status is None or self._journal is None:
+                return
+            self._status = None
+            self._is_told = False
+            if isinstance(self._journal, JournalWriter):
+                self._header["attempt"] = max(int(self._header.get("attempt", 0)) + 1, time.time_ns() // 1_000_000)
+                self._journal.reopen(self._header)
+                self._journal.open()
+        if self._home is not None:
+            self._dispatch().ensure()
+            closing.watch(self)
+
+    def wait(self, *, insist_s: float | None = None) -> DeliveryCounts:
+        """Wait until everything recorded so far is delivered, or nothing moves any more.
+
+        Args:
+            insist_s: Wait at least so long whatever the courier says; None follows its progress.
+
+        Returns:
+            What became of the run's records.
+        """
+        if self._home is not None:
+            self._dispatch().wait(self._is_delivered, destination=self._destination_key(), insist_s=insist_s)
+        return self.counts()
+
+    flush = wait
+
+    def counts(self) -> DeliveryCounts:
+        """Return what became of the run's records so far, without waiting."""
+        if self._home is None:
+            return DeliveryCounts()
+        state = self._state() or RunState()
+        folder = self._home.run(self.uid)
+        pending = len(state.uploads)
+        for writer in folder.writers():
+            reader = JournalReader(folder, writer, *state.offsets.get(writer, (0, 0)))
+            while frames := reader.read(is_final=False):
+                for frame in frames:
+                    if frame.kind in (Kind.METRICS, Kind.METRICS_STEPS):
+                        pending += len(reader.points(frame))
+                    elif frame.kind not in (Kind.KEYS, Kind.DROPPED):
+                        pending += 1
+        dropped = self._journal.dropped if self._journal is not None else 0
+        return DeliveryCounts(state.delivered, pending, state.refused, max(state.dropped, dropped))
+
+    def settle(self, *, insist_s: float | None = None) -> None:
+        """Wait for an ended run's delivery and print its line; the exit does this."""
+        if self._home is not None and not self._is_told:
+            self.wait(insist_s=insist_s)
+            self.tell()
+        closing.forget(self)
+
+    def tell(self) -> None:
+        """Print the one line of a root run, once."""
+        if not self._is_told and self._home is not None and self.owns_run and not self._header.get("parent"):
+            self._is_told = True
+            from mlpipeline.tracking.closing_line import print_line
+
+            print_line(self)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end(status_of(kind))
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    @property
+    def destination(self) -> Destination:
+        """Where the run goes."""
+        where = self._header["destination"]
+        return Destination(where["tracking_uri"], where["registry_uri"], where["user"])
+
+    def _destination_key(self) -> str:
+        return self.destination.key
+
+    def _dispatch(self) -> Dispatch:
+        if self._home is None:
+            raise UsageError("this run is not delivered anywhere")
+        return dispatch_for(self._home, self.config.delivery)
+
+    def _state(self) -> RunState | None:
+        return self._home.state(self.uid) if self._home is not None else None
+
+    def _is_delivered(self) -> bool:
+        state = self._state()
+        if state is None or state.uploads:
+            return False
+        if self.owns_run and self._status is not None:
+            return state.is_ended and state.attempt >= int(self._header.get("attempt", 0))
+        journal = self._journal
+        return not isinstance(journal, JournalWriter) or journal.is_acknowledged(state.offsets)
+
+    def _append(self, kind: Kind, content: dict[str, Any], *, is_synced: bool = False) -> bool:
+        if self._journal is None:
+            return False
+        now_ms = time.time_ns() // 1_000_000
+        is_kept = self._journal.append(kind, {**content, "ms": now_ms}, is_synced=is_synced)
+        if now_ms >= self._next_tick_ms:
+            self._tick(now_ms)
+        return is_kept
+
+    def _tick(self, now_ms: int) -> None:
+        """Once in ten seconds, inside a log call: is the courier there, and is it well?"""
+        self._next_tick_ms = now_ms + _TICK_MS
+        if self._home is None or not isinstance(self._journal, JournalWriter):
+            return
+        self._journal.touch()
+        dispatch = self._dispatch()
+        dispatch.ensure()
+        problem = dispatch.problem(self._destination_key())
+        if problem and problem not in self._told:
+            self._told.add(problem)
+            logger.warning("%s. Recording goes on; everything is kept in %s.", problem, self._home.path)
+
+    def _check_open(self, call: str) -> None:
+        if self._status is not None:
+            raise self._ended_error(call)
+
+    def _ended_error(self, call: str) -> UsageError:
+        return UsageError(
+            f"{call}: run {self.name or self.uid} has ended ({self._status}); "
+            "log before end(), or open a new run, or continue this one with MLflowConfig(run_id=...)"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "uid": self.uid, "header": self._header, "home": self._home, "step": self.step}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        header = {**state["header"], "role": "attached"}
+        home = state["home"]
+        journal = JournalWriter(home, state["uid"], header) if home is not None else None
+        Run.__init__(self, state["config"], state["uid"], header, journal=journal, home=home)
+        self.step = state["step"]
+
+    def __repr__(self) -> str:
+        status = self._status or ("RUNNING" if self.is_enabled else "disabled")
+        return f"<Run {self._run_id or self.uid} {status}>"
+
+
+class _SpoolPlace:
+    """A place in the spool that is cleaned up unless its record was kept."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self._run = run
+        self._name = name
+        self._folder: Path | None = None
+
+    def __enter__(self) -> Path | None:
+        home = self._run._home  # noqa: SLF001 - the two are one thing in two pieces
+        if home is None:
+            return None
+        folder = home.run(self._run.uid).spool / secrets.token_hex(8)
+        try:
+            os.makedirs(folder, mode=0o700)
+        except OSError as error:
+            logger.warning("cannot keep %s in the spool: %s", self._name, error)
+            return None
+        self._folder = folder
+        return folder / self._name
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if kind is None or self._folder is None:
+            return False
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if issubclass(kind, OSError):
+            # The disk's fault, not the user's: told, and training goes on.
+            logger.warning("cannot keep %s in the spool: %s", self._name, error)
+            return True
+        return False
+
+
+def status_of(kind: type[BaseException] | None) -> str:
+    """Return the status that an exception, or its absence, means for a run."""
+    if kind is None:
+        return "FINISHED"
+    return "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+
+
+def _not_a_number(metrics: Mapping[str, Any]) -> UnloggableError:
+    for key, value in metrics.items():
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            return UnloggableError(
+                f"metric {key!r} is {value!r} ({type(value).__name__}), not a number; "
+                "log text with set_tags or log_text"
+            )
+    return UnloggableError("a metric is not a number")
+
+
+def _write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - any structure
+    path.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")

@@ -1,0 +1,323 @@
+"""`MLflowTracker`: start runs, log to them, query them; the specification's API on the engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from mlpipeline.core.config import MLflowConfig
+from mlpipeline.core.errors import UsageError
+from mlpipeline.tracking import queries
+from mlpipeline.tracking.home import Home
+from mlpipeline.tracking.opening import destination_of, open_run, resolved
+from mlpipeline.tracking.run import DeliveryCounts, Run, status_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mlpipeline.tracking.queries import MLflowRunInfo
+
+LOCAL_PREFIX = "local-"
+
+
+class MLflowTracker:
+    """Starts runs and records to them without touching MLflow's fluent state.
+
+    Each tracker has its own active run, whatever thread it is used from. As a context manager it
+    starts a run and ends it with the status the block deserves::
+
+        with MLflowTracker(MLflowConfig(experiment_name="digits")) as tracker:
+            tracker.log_params({"lr": 0.1})
+            tracker.log_metrics({"loss": 0.5}, step=0)
+
+    Args:
+        config: An `MLflowConfig`, a mapping of its options, or a YAML file's path; None is the default.
+        **overrides: Options that win over *config*.
+
+    Attributes:
+        config: The configuration.
+    """
+
+    def __init__(
+        self,
+        config: MLflowConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        **overrides: Any,  # noqa: ANN401 - MLflowConfig's options, checked there
+    ) -> None:
+        self.config = MLflowConfig.of(config, **overrides)
+        self._runs: list[Run] = []
+        self._opened: list[Run] = []
+
+    # --- runs ------------------------------------------------------------------------------------
+
+    @property
+    def active_run(self) -> Run | None:
+        """The innermost run that was started and not ended."""
+        return self._runs[-1] if self._runs else None
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the active run; see `Run.run_id`."""
+        return self._runs[-1].run_id if self._runs else None
+
+    def start_run(
+        self,
+        run_name: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+        *,
+        description: str | None = None,
+        run_id: str | None = None,
+    ) -> str | None:
+        """Start a run and return its id.
+
+        Waits for MLflow's answer as long as the courier makes progress; only when the destination is
+        unreachable the id is a local one, which everything here resolves later.
+
+        Args:
+            run_name: Its name; None takes the configuration's, else MLflow chooses one.
+            tags: Tags over those of the configuration.
+            description: Its note.
+            run_id: An existing run to continue.
+
+        Returns:
+            The id; None when tracking is disabled.
+
+        Raises:
+            UsageError: A run of this tracker is active already.
+        """
+        if self._runs:
+            raise UsageError(
+                f"run {self._runs[-1].uid} is still active; call end_run() first, "
+                "or open a nested run with tracker.run()"
+            )
+        return self._open(run_name, tags, description=description, run_id=run_id).run_id
+
+    def run(
+        self,
+        run_name: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+        *,
+        description: str | None = None,
+    ) -> _Nested:
+        """Return a context manager whose run is nested under the active one.
+
+        ``with tracker.run("fold-1") as run:`` makes it the active run inside the block.
+        """
+        return _Nested(self, run_name, tags, description)
+
+    def _open(
+        self,
+        run_name: str | None,
+        tags: Mapping[str, Any] | None,
+        *,
+        description: str | None = None,
+        run_id: str | None = None,
+    ) -> Run:
+        options = {
+            key: value
+            for key, value in (("run_name", run_name), ("description", description), ("run_id", run_id))
+            if value is not None
+        }
+        if "run_id" in options:
+            options["run_id"] = self._resolved(options["run_id"])
+        config = self.config.replace(**options)
+        run = open_run(config, parent=self.active_run, tags=tags)
+        self._runs.append(run)
+        self._opened.append(run)
+        return run
+
+    def end_run(self, status: str = "FINISHED") -> None:
+        """End the active run; see `Run.end`. Without one, nothing happens."""
+        if self._runs:
+            self._runs.pop().end(status)
+
+    def __enter__(self) -> MLflowTracker:
+        self._open(None, None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        while self._runs:
+            self.end_run(status_of(kind))
+
+    def _active(self, call: str) -> Run:
+        if not self._runs:
+            raise UsageError(f"{call}: no run is active; call start_run() first")
+        return self._runs[-1]
+
+    # --- logging ---------------------------------------------------------------------------------
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record hyperparameters; see `Run.log_params`."""
+        self._active("log_params").log_params(params)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Record metrics; see `Run.log_metrics`."""
+        self._active("log_metrics").log_metrics(metrics, step)
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags; see `Run.set_tags`."""
+        self._active("set_tags").set_tags(tags)
+
+    def log_artifacts(
+        self,
+        artifacts: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        artifact_path: str | None = None,
+    ) -> None:
+        """Record files and folders; see `Run.log_artifacts`."""
+        self._active("log_artifacts").log_artifacts(artifacts, artifact_path)
+
+    def log_artifact(self, local_path: str | os.PathLike[str], artifact_path: str | None = None) -> None:
+        """Record a file or folder; see `Run.log_artifact`."""
+        self._active("log_artifact").log_artifact(local_path, artifact_path)
+
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Record a text; see `Run.log_text`."""
+        self._active("log_text").log_text(text, artifact_file)
+
+    def log_dict(self, content: Mapping[str, Any] | Sequence[Any], artifact_file: str) -> None:
+        """Record a structure as JSON or YAML; see `Run.log_dict`."""
+        self._active("log_dict").log_dict(content, artifact_file)
+
+    def log_table(self, data: Any, artifact_file: str) -> None:  # noqa: ANN401 - a frame or a mapping
+        """Record a table; see `Run.log_table`."""
+        self._active("log_table").log_table(data, artifact_file)
+
+    def log_figure(self, figure: Any, artifact_file: str, *, step: int | None = None) -> None:  # noqa: ANN401
+        """Record a figure; see `Run.log_figure`."""
+        self._active("log_figure").log_figure(figure, artifact_file, step=step)
+
+    def log_dataset(self, data: Any = None, **facts: Any) -> None:  # noqa: ANN401 - see Run.log_dataset
+        """Record a dataset; see `Run.log_dataset`."""
+        self._active("log_dataset").log_dataset(data, **facts)
+
+    def log_model(self, model: Any, name: str = "model", **options: Any) -> None:  # noqa: ANN401
+        """Record a fitted model; see `Run.log_model`."""
+        self._active("log_model").log_model(model, name, **options)
+
+    def register_model(self, name: str) -> int | None:
+        """Register the model logged last to the active run, and return its version.
+
+        Waits for MLflow's answer as long as the courier makes progress.
+
+        Returns:
+            The version; None when it is not known yet.
+        """
+        run = self._active("register_model")
+        run.register_model(name)
+        return run.model_version
+
+    # --- delivery --------------------------------------------------------------------------------
+
+    def flush(self, *, insist_s: float | None = None) -> DeliveryCounts:
+        """Wait until all that this tracker's runs recorded is delivered, or nothing moves any more.
+
+        Args:
+            insist_s: Wait at least so long per run whatever the courier says.
+
+        Returns:
+            What became of the records, all runs together.
+        """
+        counts = [run.wait(insist_s=insist_s) for run in self._opened]
+        return DeliveryCounts(
+            sum(count.delivered for count in counts),
+            sum(count.pending for count in counts),
+            sum(count.refused for count in counts),
+            sum(count.dropped for count in counts),
+        )
+
+    # --- queries ---------------------------------------------------------------------------------
+
+    def search_runs(
+        self,
+        filter_string: str = "",
+        max_results: int = 100,
+        order_by: Sequence[str] | None = None,
+        experiment_names: Sequence[str] | None = None,
+    ) -> list[MLflowRunInfo]:
+        """Return the runs of the experiment that match, newest first.
+
+        Waits first until this process's records are delivered.
+
+        Args:
+            filter_string: MLflow's filter, such as ``"metrics.accuracy > 0.9"``; empty matches all.
+            max_results: At most so many.
+            order_by: MLflow's order, such as ``["metrics.accuracy DESC"]``; None is newest first.
+            experiment_names: Experiments to search; None is the configuration's.
+
+        Raises:
+            UsageError: MLflow refuses the filter.
+        """
+        self.flush()
+        return self._queries().search_runs(
+            self._experiment_ids(experiment_names), filter_string, max_results, order_by
+        )
+
+    def compare_runs(self, run_ids: Sequence[str], *, only_diff: bool = False) -> pd.DataFrame:
+        """Return one row per run, indexed by run id; see `mlpipeline.tracking.queries`.
+
+        Args:
+            run_ids: The runs, in the order of the rows; local ids too.
+            only_diff: Leave out the columns that are the same for all.
+
+        Raises:
+            UsageError: There is no such run.
+        """
+        self.flush()
+        return self._queries().compare_runs([self._resolved(run_id) for run_id in run_ids], only_diff=only_diff)
+
+    def get_run_info(self, run_id: str | None = None) -> MLflowRunInfo:
+        """Return what MLflow holds of a run; None asks for the active one, else the last one.
+
+        Raises:
+            UsageError: There is no such run.
+        """
+        self.flush()
+        if run_id is None:
+            if not self._opened:
+                raise UsageError("get_run_info needs a run id: this tracker has started no run")
+            run_id = str((self.active_run or self._opened[-1]).run_id)
+        return self._queries().get_run_info(self._resolved(run_id))
+
+    def _queries(self) -> queries.Queries:
+        destination = destination_of(resolved(self.config))
+        return queries.Queries(destination.tracking_uri, destination.registry_uri)
+
+    def _experiment_ids(self, experiment_names: Sequence[str] | None) -> list[str]:
+        if experiment_names is None:
+            config = resolved(self.config)
+            if config.experiment_id is not None:
+                return [config.experiment_id]
+            experiment_names = [config.experiment_name]
+        return self._queries().experiment_ids(experiment_names)
+
+    def _resolved(self, run_id: str) -> str:
+        """Return MLflow's id for a local one, as soon as there is one."""
+        if not run_id.startswith(LOCAL_PREFIX):
+            return run_id
+        state = Home.at(self.config.journal_dir).state(run_id.removeprefix(LOCAL_PREFIX))
+        if state is None or state.run_id is None:
+            raise UsageError(f"run {run_id} has not reached MLflow yet; send it with: mlpipeline sync")
+        return state.run_id
+
+
+class _Nested:
+    """A run of a tracker as a context manager."""
+
+    def __init__(
+        self, tracker: MLflowTracker, name: str | None, tags: Mapping[str, Any] | None, description: str | None
+    ) -> None:
+        self._tracker = tracker
+        self._name = name
+        self._tags = tags
+        self._description = description
+
+    def __enter__(self) -> Run:
+        return self._tracker._open(self._name, self._tags, description=self._description)  # noqa: SLF001
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._tracker.end_run(status_of(kind))
