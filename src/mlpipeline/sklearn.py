@@ -1,0 +1,177 @@
+"""What mlpipeline knows about scikit-learn: how its models are saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mlpipeline.core.errors import MissingExtraError, UnloggableError
+from mlpipeline.tracking.staging import Flavor, SaveRequest, new_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+try:
+    import sklearn  # noqa: F401  (a missing package is told here, not at the first call)
+except ImportError as missing:
+    raise MissingExtraError("sklearn", "scikit-learn") from missing
+
+# What a skops file may name beyond skops' own defaults. Exact names, not "everything in numpy":
+# numpy and scipy contain functions that run code or open files. Everything below only holds numbers
+# or computes with them. Found by fitting every estimator, splitter and scorer of scikit-learn 1.9;
+# a name that another release moves is refused, which costs the format, not the model.
+#
+# Trees index their arrays unchecked: a *crafted* file could crash the process, though not name code.
+_TRUSTED = {
+    "builtins": "object",  # as a dtype
+    "numpy": "dtype clip mean",
+    "scipy.sparse._csc": "csc_array csc_matrix",
+    "scipy.sparse._csr": "csr_array csr_matrix",
+    "sklearn._loss.loss": "HalfTweedieLoss HalfTweedieLossIdentity",
+    "sklearn.calibration": "_CalibratedClassifier _SigmoidCalibration _TemperatureScaling",
+    "sklearn.cluster._bisect_k_means": "_BisectingTree",
+    "sklearn.cluster._kmeans": "_kmeans_single_elkan _kmeans_single_lloyd",
+    "sklearn.compose._column_transformer": "make_column_selector",
+    "sklearn.ensemble._hist_gradient_boosting.predictor": "TreePredictor",
+    "sklearn.feature_selection._mutual_info": "mutual_info_classif mutual_info_regression",
+    "sklearn.feature_selection._univariate_selection": "chi2 f_classif f_regression r_regression",
+    "sklearn.gaussian_process._gpc": "_BinaryGaussianProcessClassifierLaplace",
+    "sklearn.gaussian_process.kernels": (
+        "CompoundKernel ConstantKernel DotProduct ExpSineSquared Exponentiation Matern Product RBF "
+        "RationalQuadratic Sum WhiteKernel"
+    ),
+    "sklearn.metrics._classification": (
+        "accuracy_score balanced_accuracy_score brier_score_loss cohen_kappa_score d2_brier_score "
+        "d2_log_loss_score f1_score fbeta_score jaccard_score log_loss matthews_corrcoef "
+        "precision_score recall_score"
+    ),
+    "sklearn.metrics._dist_metrics": (
+        "EuclideanDistance32 EuclideanDistance64 ManhattanDistance32 ManhattanDistance64 "
+        "MinkowskiDistance32 MinkowskiDistance64"
+    ),
+    "sklearn.metrics._ranking": "average_precision_score roc_auc_score top_k_accuracy_score",
+    "sklearn.metrics._regression": (
+        "d2_absolute_error_score explained_variance_score max_error mean_absolute_error "
+        "mean_absolute_percentage_error mean_gamma_deviance mean_poisson_deviance "
+        "mean_squared_error mean_squared_log_error median_absolute_error r2_score "
+        "root_mean_squared_error root_mean_squared_log_error"
+    ),
+    "sklearn.metrics._scorer": (
+        "_CurveScorer _MultimetricScorer _PassthroughScorer _Scorer negative_likelihood_ratio "
+        "positive_likelihood_ratio"
+    ),
+    "sklearn.metrics.cluster._supervised": (
+        "adjusted_mutual_info_score adjusted_rand_score completeness_score fowlkes_mallows_score "
+        "homogeneity_score mutual_info_score normalized_mutual_info_score rand_score "
+        "v_measure_score"
+    ),
+    "sklearn.model_selection._search_successive_halving": ("HalvingGridSearchCV HalvingRandomSearchCV"),
+    "sklearn.model_selection._split": (
+        "GroupKFold GroupShuffleSplit KFold LeaveOneGroupOut LeaveOneOut LeavePGroupsOut LeavePOut "
+        "PredefinedSplit RepeatedKFold RepeatedStratifiedKFold ShuffleSplit StratifiedGroupKFold "
+        "StratifiedKFold StratifiedShuffleSplit TimeSeriesSplit"
+    ),
+    "sklearn.neighbors._ball_tree": "BallTree",
+    "sklearn.neighbors._kd_tree": "KDTree",
+    "sklearn.neural_network._stochastic_optimizers": "AdamOptimizer SGDOptimizer",
+    "sklearn.tree._tree": "Tree",
+    "sklearn.utils._bunch": "Bunch",
+    "sklearn.utils._metadata_requests": "MetadataRequest MethodMetadataRequest",
+    "xgboost.core": "Booster",
+    "xgboost.sklearn": "XGBClassifier XGBRFClassifier XGBRFRegressor XGBRanker XGBRegressor",
+}
+
+
+def _save(request: SaveRequest) -> str:
+    """Save as skops if the trusted types suffice, else (if asked for nothing else) as cloudpickle."""
+    import mlflow.sklearn
+
+    wanted = request.serialization
+    if wanted not in ("auto", "skops", "cloudpickle", "pickle"):
+        raise UnloggableError(
+            f"serialization {wanted!r} is unknown for scikit-learn models; "
+            "accepted: auto, skops, cloudpickle, pickle."
+        )
+    if wanted in ("auto", "skops"):
+        try:
+            return _save_skops(request)
+        except mlflow.MlflowException as refusal:
+            if wanted == "skops":
+                raise UnloggableError(_why_not_skops(request.model, refusal)) from refusal
+        new_folder(request.folder)
+    used = "cloudpickle" if wanted == "auto" else wanted
+    mlflow.sklearn.save_model(request.model, serialization_format=used, **request.arguments())
+    return used
+
+
+def _save_skops(request: SaveRequest) -> str:
+    import mlflow.sklearn
+    import skops.io
+    from mlflow.models import Model
+
+    record = Model()
+    mlflow.sklearn.save_model(
+        request.model,
+        mlflow_model=record,
+        serialization_format="skops",
+        skops_trusted_types=sorted(flavor.trusted_types),
+        **request.arguments(),
+    )
+    # Whoever loads it must trust these names, so the MLmodel file lists only those in this model.
+    needed = skops.io.get_untrusted_types(file=request.folder / "model.skops")
+    record.flavors["sklearn"]["skops_trusted_types"] = needed
+    record.save(str(request.folder / "MLmodel"))
+    return "skops"
+
+
+def _why_not_skops(model: Any, refusal: Exception) -> str:
+    import skops.io
+
+    try:
+        refused = set(skops.io.get_untrusted_types(data=skops.io.dumps(model)))
+        reason = ", ".join(sorted(refused - flavor.trusted_types)) + " are not on the trusted list"
+    except Exception as cause:  # noqa: BLE001  (skops has no class for what it cannot write)
+        reason = str(cause) or str(refusal)
+    return (
+        f"{type(model).__name__} cannot be saved as skops: {reason}. "
+        'Use serialization="auto" or "cloudpickle", and load the model only where you trust it.'
+    )
+
+
+def _predict(model: Any, example: Any) -> Any:
+    for method in ("predict", "transform"):
+        if hasattr(model, method):
+            return getattr(model, method)(example)
+    return None
+
+
+def _parts(model: Any) -> Iterator[Any]:
+    """Yield the model and every estimator and function that it holds as a parameter."""
+    yield model
+    if hasattr(model, "get_params") and not isinstance(model, type):
+        for value in model.get_params(deep=False).values():
+            yield from _parts_of_value(value)
+
+
+def _parts_of_value(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        nested: Iterable[Any] = value
+    elif isinstance(value, dict):
+        nested = value.values()
+    else:
+        nested = ()
+        yield from _parts(value)
+    for item in nested:
+        yield from _parts_of_value(item)
+
+
+flavor = Flavor(
+    name="sklearn",
+    distributions=("mlflow", "scikit-learn", "numpy", "scipy", "pandas", "cloudpickle", "skops"),
+    roots=frozenset({"sklearn"}),
+    save=_save,
+    predict=_predict,
+    parts=_parts,
+    trusted_types=frozenset(
+        f"{module}.{name}" for module, names in _TRUSTED.items() for name in names.split()
+    ),
+)
