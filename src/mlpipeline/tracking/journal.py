@@ -74,7 +74,7 @@ class KeySet:
         self.pack = records.metrics_packer(len(names))
         self.clock = clock
         self.highest_step = -1
-        self.segment = 0
+        self.segment = -1
 
 
 class JournalWriter:

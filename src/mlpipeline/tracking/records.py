@@ -112,7 +112,8 @@ def json_frame(sequence: int, kind: Kind, content: Mapping[str, Any]) -> bytes:
 
 def key_set_id(names: Sequence[str]) -> bytes:
     """Return the 8 bytes that stand for an ordered list of metric names."""
-    return blake2b("\0".join(names).encode("utf-8", "backslashreplace"), digest_size=8).digest()
+    text = "".join(f"{len(name)}:{name}" for name in names)
+    return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).digest()
 
 
 def metrics_packer(count: int) -> Callable[..., bytes]:
