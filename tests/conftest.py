@@ -51,6 +51,26 @@ def mlflow_client() -> Callable[[str], MlflowClient]:
     return lambda uri: MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+@pytest.fixture
+def deliver(home: Path) -> Callable[[], None]:
+    """Deliver what this test's journals hold, here and now, as `mlpipeline sync` does."""
+    from mlpipeline.tracking.courier import Courier
+    from mlpipeline.tracking.home import Home
+
+    def deliver() -> None:
+        assert Courier(Home(home), mode="sync").run(until_idle=True)
+
+    return deliver
+
+
+@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.server)])
+def either_store(request: pytest.FixtureRequest) -> str:
+    """URI of a store, once SQLite and once a real server: what holds for MLflow holds for both."""
+    if request.param == "sqlite":
+        return str(request.getfixturevalue("store_uri"))
+    return str(request.getfixturevalue("server").uri)
+
+
 @dataclass(frozen=True)
 class Server:
     """A running `mlflow server`."""

@@ -77,6 +77,7 @@ class MLflowCallback(Recorded, pl.Callback):
         self._example: Any = None
         self._handle: Any = None
         self._is_epoch_end = False
+        self._last_epoch: tuple[int, float | None] = (-1, None)
         self._epoch_started_s = 0.0
         self._epoch_samples = 0
 
@@ -241,8 +242,13 @@ class MLflowCallback(Recorded, pl.Callback):
         every = self.config.log_every_n_steps
         if every is not None and not self._is_epoch_end and _is_fitting(trainer) and (step + 1) % every:
             return
-        rates = _learning_rates(trainer) if trainer.training else {}
-        self._record(run, trainer, {**metrics, **rates} if rates else metrics, step)
+        if trainer.training:
+            metrics = {**metrics, **_learning_rates(trainer)}
+        if (step, metrics.get("epoch")) == self._last_epoch:
+            # Lightning adds the epoch to every record; once per step is enough.
+            metrics = {name: value for name, value in metrics.items() if name != "epoch"}
+        self._last_epoch = (step, metrics.get("epoch", self._last_epoch[1]))
+        self._record(run, trainer, metrics, step)
 
     def _record(self, run: Run, trainer: Any, metrics: Mapping[str, float], step: int) -> None:  # noqa: ANN401
         axis = self.config.step_axis
@@ -495,7 +501,7 @@ def _logger_step(trainer: Any) -> int:  # noqa: ANN401
 
 
 def _is_fitting(trainer: Any) -> bool:  # noqa: ANN401
-    return str(getattr(trainer.state, "fn", "")).lower().endswith("fit") or trainer.state.fn == "fit"
+    return bool(trainer.state.fn == "fit")
 
 
 def _listed(value: Any) -> list[Any]:  # noqa: ANN401

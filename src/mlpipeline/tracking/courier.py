@@ -15,6 +15,7 @@ share of one core, and sends the backlog when the writers end or somebody waits 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -25,10 +26,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mlpipeline.core.config import public_uri
 from mlpipeline.tracking import liveness
-from mlpipeline.tracking.delivery import RunDelivery
+from mlpipeline.tracking.delivery import NotYet, RunDelivery
 from mlpipeline.tracking.home import Home, replace_file
-from mlpipeline.tracking.journal import JournalTooNewError
 from mlpipeline.tracking.sink import Destination, MlflowSink, Unavailable, quiet_mlflow
 
 logger = logging.getLogger("mlpipeline")
@@ -189,10 +190,11 @@ class Worker:
         try:
             has_moved = turn(delivery, sink)
             self.is_starting &= not has_moved
+        except NotYet:
+            return False
         except Unavailable as error:
             self.is_starting = False
             backoff.failed(error)
-            delivery.set_problem(str(error))
             self._tell(str(error))
             if backoff.failures > 1 or error.is_unclear:
                 self._door.now()
@@ -202,7 +204,8 @@ class Worker:
             self.is_starting = False
             backoff.failed(Unavailable("unexpected"))
             logger.exception("run %s", delivery.folder.uid)
-            delivery.set_problem("the courier failed unexpectedly; see courier.log")
+            with contextlib.suppress(Unavailable):
+                delivery.set_problem("the courier failed unexpectedly; see courier.log")
             return False
         finally:
             self._allowance.spend(time.thread_time() - before_s)
@@ -215,8 +218,6 @@ class Worker:
         return has_moved
 
     def _deliver(self, delivery: RunDelivery, sink: MlflowSink) -> bool:
-        if not delivery.has_news():
-            return False
         was_ended = delivery.state.is_ended
         count = delivery.deliver(sink)
         return bool(count) or delivery.state.is_ended != was_ended
@@ -254,7 +255,11 @@ class Worker:
     def _tell(self, problem: str) -> None:
         if problem != self.problem:
             self.problem = problem
-            logger.warning("%s: %s", self.destination.tracking_uri, problem)
+            logger.warning("%s: %s", public_uri(self.destination.tracking_uri), problem)
+        with contextlib.suppress(Unavailable):
+            for delivery in self._deliveries.values():
+                if not delivery.is_idle:
+                    delivery.set_problem(problem)
 
 
 class Courier:
@@ -277,7 +282,6 @@ class Courier:
         self._written: dict[str, Any] = {}
         self._has_live_writer = False
         self._is_hurried = False
-        self._moved_s = time.monotonic()
 
     # --- what workers ask ------------------------------------------------------------------------
 
@@ -287,7 +291,7 @@ class Courier:
 
     def is_guest(self) -> bool:
         """Tell whether a training on this host runs that the courier must not disturb."""
-        return self._has_live_writer and not self._is_hurried
+        return self._has_live_writer and not self._is_hurried and self._mode != "sync"
 
     def pause(self, wait_s: float) -> None:
         """Wait, but not longer than until the courier stops or somebody waits for it."""
@@ -301,7 +305,6 @@ class Courier:
     def moved(self) -> None:
         """Take note that something was delivered."""
         self._progress += 1
-        self._moved_s = time.monotonic()
 
     # --- the loop --------------------------------------------------------------------------------
 
@@ -344,18 +347,21 @@ class Courier:
         while not self._stop.is_set():
             self._look()
             self._report("serving")
-            is_idle = not self._deliveries
-            is_stuck = not self._has_live_writer and bool(self._workers) and self._is_stuck()
             now_s = time.monotonic()
-            if not is_idle and not (is_stuck and (until_idle or now_s - self._moved_s > UNDELIVERABLE_STAY_S)):
+            if until_idle:
+                if self._is_caught_up() or self._is_stuck():
+                    return
+            elif self._deliveries and (self._has_live_writer or not self._is_stuck()):
                 idle_since_s = None
-            elif idle_since_s is None:
-                idle_since_s = now_s
-            if idle_since_s is not None:
-                linger_s = 0.5 if until_idle and is_stuck else 0.0 if until_idle else LINGER_S
-                if now_s - idle_since_s >= linger_s:
+            else:
+                idle_since_s = idle_since_s or now_s
+                stay_s = UNDELIVERABLE_STAY_S if self._deliveries else LINGER_S
+                if now_s - idle_since_s >= stay_s:
                     return
             self._stop.wait(_LOOK_EVERY_S)
+
+    def _is_caught_up(self) -> bool:
+        return all(delivery.is_idle for delivery, _ in self._deliveries.values())
 
     def _find_new(self) -> list[RunDelivery]:
         found = []
@@ -371,24 +377,23 @@ class Courier:
             self._deliveries[delivery.folder.uid] = (delivery, None)
         is_live = False
         for uid, (delivery, worker) in list(self._deliveries.items()):
-            try:
-                can_deliver = delivery.look()
-            except JournalTooNewError as error:
-                logger.warning("%s", error)
-                del self._deliveries[uid]
-                continue
-            if worker is None and can_deliver:
+            if worker is None:
+                try:
+                    if not delivery.look():
+                        continue
+                except Unavailable as error:
+                    logger.warning("%s", error)
+                    continue
                 worker = self._worker(delivery.destination())
                 worker.add(delivery)
                 self._deliveries[uid] = (delivery, worker)
-            if delivery.is_live():
-                is_live = True
-            elif delivery.is_done() or not delivery.folder.path.exists():
-                if worker is not None:
-                    worker.remove(uid)
-                    delivery.finish()
-                    self.moved()
+            if delivery.is_finished:
+                worker.remove(uid)
+                delivery.finish()
                 del self._deliveries[uid]
+                self.moved()
+            else:
+                is_live |= delivery.is_live()
         self._has_live_writer = is_live
         was_hurried = self._is_hurried
         self._is_hurried = _is_fresh(self.home.hurry_file, _HURRY_S)
@@ -404,10 +409,14 @@ class Courier:
         return worker
 
     def _is_stuck(self) -> bool:
+        """Tell whether nothing that is left can be delivered for now."""
         now_s = time.monotonic()
         return all(
-            worker is None or worker.is_stuck or (worker.is_starting and now_s - worker.started_s > _STARTING_AT_MOST_S)
-            for _, worker in self._deliveries.values()
+            delivery.is_idle
+            or worker is None
+            or worker.is_stuck
+            or (worker.is_starting and now_s - worker.started_s > _STARTING_AT_MOST_S)
+            for delivery, worker in self._deliveries.values()
         )
 
     def _report(self, phase: str) -> None:
@@ -422,7 +431,7 @@ class Courier:
             "progress": self._progress,
             "destinations": {
                 key: {
-                    "tracking_uri": worker.destination.tracking_uri,
+                    "tracking_uri": public_uri(worker.destination.tracking_uri),
                     "problem": worker.problem,
                     "is_down": worker.is_down,
                     "is_starting": worker.is_starting,

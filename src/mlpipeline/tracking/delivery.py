@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlpipeline.tracking.home import Home, RunFolder, RunState
-from mlpipeline.tracking.journal import JournalReader
+from mlpipeline.tracking.journal import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Frame, Kind, Point
 from mlpipeline.tracking.sink import (
     ATTEMPT_TAG,
@@ -48,6 +48,9 @@ _READ_BYTES = 256 * 2**10
 _UPLOADS_AWAITED = 5
 """So many failures in a row of an upload, and the run ends without it: a finished training must not
 look RUNNING because an artifact store is down. The upload goes on being tried."""
+
+_PARENT_AWAITED_S = 60.0
+"""How long a child waits for its parent's run; then it is made with the tag mlpipeline.parent_uid."""
 
 _T = TypeVar("_T")
 
@@ -73,6 +76,10 @@ class _Parcel:
     refused: int = 0
 
 
+class NotYet(Exception):  # noqa: N818 - nothing went wrong
+    """A child run waits for its parent's id."""
+
+
 class RunDelivery:
     """Delivers one run's journals; one thread delivers, another may upload.
 
@@ -83,6 +90,8 @@ class RunDelivery:
     Attributes:
         state: What is known of the run; saved whenever it changes.
         upload_failures: How often in a row the oldest upload failed.
+        is_idle: Everything there is was delivered, as `deliver` saw; a live writer may add to it.
+        is_finished: Everything was delivered and nobody is left who could add to it, as `deliver` saw.
     """
 
     def __init__(self, home: Home, folder: RunFolder) -> None:
@@ -93,7 +102,10 @@ class RunDelivery:
         self._parcel: _Parcel | None = None
         self._changing = threading.RLock()
         self._is_gone = False
+        self._seen_s = time.monotonic()
         self.upload_failures = 0
+        self.is_idle = False
+        self.is_finished = False
 
     # --- what the worker asks --------------------------------------------------------------------
 
@@ -102,13 +114,20 @@ class RunDelivery:
 
         Returns:
             Whether the run can be delivered: somebody's header of it is readable.
+
+        Raises:
+            Unavailable: A journal was written by a newer version of this package.
         """
         for writer in self.folder.writers():
             if writer not in self._readers:
-                segment, offset = self.state.offsets.get(writer, (0, 0))
-                self._readers[writer] = JournalReader(self.folder, writer, segment, offset)
-        for reader in self._readers.values():
-            reader.look()
+                reader = JournalReader(self.folder, writer, *self.state.offsets.get(writer, (0, 0)))
+                try:
+                    reader.look()
+                except JournalTooNewError as error:
+                    raise Unavailable(str(error)) from None
+                if reader.header is not None:
+                    # A new dict: another thread may be going through the old one.
+                    self._readers = {**self._readers, writer: reader}
         return self._header() is not None
 
     def destination(self) -> Destination:
@@ -118,30 +137,33 @@ class RunDelivery:
         return Destination(where["tracking_uri"], where["registry_uri"], where.get("user", ""))
 
     def has_news(self) -> bool:
-        """Tell whether `deliver` or `upload` has anything to do."""
-        if self._parcel is not None or self.state.uploads or self._pending_end() is not None:
+        """Tell whether `deliver` has anything to do."""
+        if self._parcel is not None or self._pending_end() is not None:
             return True
         return any(reader.has_more() for reader in self._readers.values())
 
     def is_live(self) -> bool:
-        """Tell whether a process that writes to this run lives."""
+        """Tell whether a process that writes to this run lives; any thread may ask."""
         return any(reader.is_alive() for reader in self._readers.values())
-
-    def is_done(self) -> bool:
-        """Tell whether everything is delivered and nobody is left who could add to it."""
-        return bool(self._readers) and not self.is_live() and not self.has_news()
 
     # --- delivering ------------------------------------------------------------------------------
 
     def deliver(self, sink: MlflowSink) -> int:
-        """Send the next parcel.
+        """Look for journals and send the next parcel.
 
         Returns:
             How many records were delivered.
 
         Raises:
             Unavailable: The destination cannot take it now; the same parcel is sent next time.
+            NotYet: Its parent run has to be made first.
         """
+        self.look()
+        if not self.has_news():
+            self.is_finished = self._is_done()
+            self.is_idle = not self.state.uploads
+            return 0
+        self.is_idle = False
         if self._parcel is None:
             self._parcel = self._read()
         parcel = self._parcel
@@ -216,7 +238,8 @@ class RunDelivery:
             parcel.dropped += int(content["count"])
             return
         is_file = frame.kind in (Kind.ARTIFACT, Kind.MODEL, Kind.VERSION)
-        parcel.count += not is_file  # a file counts when it is uploaded
+        # A file counts when it is uploaded; the header, which every segment repeats, never.
+        parcel.count += not is_file and frame.kind is not Kind.RUN
         if frame.kind is Kind.PARAMS:
             for key, value in content["params"].items():
                 first = self.state.params.get(key)
@@ -384,8 +407,9 @@ class RunDelivery:
         state = self._home.state(parent["uid"])
         if state is not None and state.run_id is not None:
             return {"mlflow.parentRunId": state.run_id}
-        if self._home.run(parent["uid"]).path.exists():
-            raise Unavailable("its parent run has not been made yet")
+        is_coming = self._home.run(parent["uid"]).path.exists()
+        if is_coming and time.monotonic() - self._seen_s < _PARENT_AWAITED_S:
+            raise NotYet
         return {"mlpipeline.parent_uid": parent["uid"]}
 
     def _pending_end(self) -> dict[str, Any] | None:
@@ -510,13 +534,36 @@ class RunDelivery:
 
     # --- bookkeeping -----------------------------------------------------------------------------
 
+    def _is_done(self) -> bool:
+        # Dead first: whoever is dead by now has written all it ever will.
+        if not self._readers or self.is_live() or self.state.uploads or self.has_news():
+            return False
+        return all(
+            self.state.offsets.get(writer, [0, 0]) >= [reader.segment, reader.offset]
+            for writer, reader in self._readers.items()
+        )
+
     def finish(self) -> None:
-        """Put a done run away: its last state is kept, its journals and spool are deleted."""
+        """Put a finished run away: its last state is kept, its journals and spool are deleted.
+
+        A training may take up the run again at this very moment. So only what is known is deleted,
+        and the folder goes by ``rmdir``, which the kernel refuses when something new is in it.
+        """
+        spooled = _listed(self.folder.spool)
+        if set(self.folder.writers()) - set(self._readers):
+            return
         with self._changing:
-            self._save()
-            state = self.state
-            state.save(self._home.done_file(self.folder.uid))
-            shutil.rmtree(self.folder.path, ignore_errors=True)
+            self.state.save(self._home.done_file(self.folder.uid))
+            for name in spooled:
+                _remove(self.folder.spool / name)
+            for name in _listed(self.folder.path):
+                if name.split(".")[0] in self._readers or "state.json" in name:
+                    (self.folder.path / name).unlink(missing_ok=True)
+            for folder in (self.folder.spool, self.folder.path):
+                try:
+                    folder.rmdir()
+                except OSError:
+                    return
 
     def set_problem(self, problem: str | None) -> None:
         """Write down what stands in the way, for those who ask."""
@@ -536,7 +583,10 @@ class RunDelivery:
     def _save(self) -> None:
         self.state.updated_ms = time.time_ns() // 1_000_000
         self.state.destination = self.destination().key
-        self.state.save(self.folder.state_file)
+        try:
+            self.state.save(self.folder.state_file)
+        except OSError as error:
+            raise Unavailable(f"cannot write {self.folder.state_file}: {error}") from error
 
     def _remove_acknowledged(self) -> None:
         for writer, numbers in self.folder.writers().items():
@@ -590,6 +640,13 @@ def _continued(done: RunState | None) -> RunState | None:
 
 def _hash(value: str) -> str:
     return blake2b(value.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _remove(path: Path) -> None:

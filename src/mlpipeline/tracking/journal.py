@@ -131,11 +131,18 @@ class JournalWriter:
         if self._is_closed or time.monotonic() < self._reopen_at_s:
             return False
         try:
-            self.home.create()
-            self.folder.create()
-            # The lock comes first: a journal whose lock is free belongs to a dead writer.
-            liveness.acquire(self.folder.lock(self.name))
-            self._open_segment()
+            for is_last_try in (False, False, True):
+                self.home.create()
+                self.folder.create()
+                try:
+                    # The lock comes first: a journal whose lock is free belongs to a dead writer.
+                    liveness.acquire(self.folder.lock(self.name))
+                    self._open_segment()
+                    break
+                except FileNotFoundError:
+                    # The courier put the finished run away between two of these lines.
+                    if is_last_try:
+                        raise
         except (OSError, ConfigError) as error:
             self._reopen_at_s = time.monotonic() + _REOPEN_EVERY_S
             self._tell(f"cannot write the journal in {self.home.path}: {error}")

@@ -20,7 +20,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,16 @@ _recording: list[Journal] = []
 
 _consumed = threading.Lock()
 """Held for good once a root run has taken MLFLOW_RUN_ID, which is meant for one run only."""
+
+
+@contextmanager
+def recording_into(journal: Journal) -> Iterator[None]:
+    """Let *journal* take the place of the disk for the runs opened inside the block."""
+    _recording.append(journal)
+    try:
+        yield
+    finally:
+        _recording.remove(journal)
 
 
 def open_run(

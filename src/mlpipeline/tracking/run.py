@@ -20,7 +20,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -28,9 +28,10 @@ from typing import Any, Protocol
 from mlpipeline.core.config import MLflowConfig
 from mlpipeline.core.errors import UnloggableError, UsageError
 from mlpipeline.tracking import closing, names
+from mlpipeline.tracking.account import LOCAL_PREFIX, DeliveryCounts, counts_of
 from mlpipeline.tracking.dispatch import Dispatch, dispatch_for
 from mlpipeline.tracking.home import Home, RunState
-from mlpipeline.tracking.journal import JournalReader, JournalWriter
+from mlpipeline.tracking.journal import JournalWriter
 from mlpipeline.tracking.records import Kind
 from mlpipeline.tracking.sink import Destination
 
@@ -58,23 +59,6 @@ class Journal(Protocol):
 
     def close(self) -> None:
         """Take no more."""
-
-
-@dataclass(frozen=True)
-class DeliveryCounts:
-    """What became of a run's records.
-
-    Attributes:
-        delivered: MLflow has them; a point of a metric counts as one.
-        pending: They are in the journal or the spool.
-        refused: MLflow refused them for good; ``mlpipeline status`` lists them.
-        dropped: The disk could not take them.
-    """
-
-    delivered: int = 0
-    pending: int = 0
-    refused: int = 0
-    dropped: int = 0
 
 
 class Run:
@@ -165,7 +149,7 @@ class Run:
                 destination=self._destination_key(),
                 patience_s=self.config.connect_timeout_s,
             )
-            self._run_id = self._known_id() or f"local-{self.uid}"
+            self._run_id = self._known_id() or f"{LOCAL_PREFIX}{self.uid}"
         return self._run_id
 
     @property
@@ -361,7 +345,7 @@ class Run:
         with self._spooling(name) as place:
             if place is not None:
                 copy_into_spool(source, place)
-                self._append(Kind.ARTIFACT, {"spool": self._spool_name(place), "artifact_path": target})
+            self._keep_spooled(Kind.ARTIFACT, place, {"file": name, "artifact_path": target})
 
     def log_artifacts(
         self, local: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], artifact_path: str | None = None
@@ -453,13 +437,17 @@ class Run:
         with self._spooling(name) as place:
             if place is not None:
                 write(place)
-                self._append(Kind.ARTIFACT, {"spool": self._spool_name(place), "artifact_path": folder or None})
+            self._keep_spooled(Kind.ARTIFACT, place, {"file": name, "artifact_path": folder or None})
 
     def _spooling(self, name: str) -> _SpoolPlace:
         return _SpoolPlace(self, name)
 
-    def _spool_name(self, place: Path) -> str:
-        return f"{place.parent.name}/{place.name}"
+    def _keep_spooled(self, kind: Kind, place: Path | None, record: dict[str, Any]) -> bool:
+        if place is not None:
+            record = {**record, "spool": f"{place.parent.name}/{place.name}"}
+        elif self._home is not None:
+            return False  # the spool could not take it, which was told
+        return self._append(kind, record)
 
     # --- models ----------------------------------------------------------------------------------
 
@@ -528,13 +516,12 @@ class Run:
                         requirements=requirements,
                         metadata=metadata,
                     )
-                    record["spool"] = self._spool_name(place)
                     record["model_type"] = staged.flavor
                     record["tags"] |= {
                         "mlpipeline.serialization": staged.serialization,
                         "mlpipeline.size_bytes": str(staged.size_bytes),
                     }
-                    is_kept = self._append(Kind.MODEL, record)
+                is_kept = self._keep_spooled(Kind.MODEL, place, record)
         if not is_kept:
             return
         self._models.append(record)
@@ -693,19 +680,9 @@ class Run:
         """Return what became of the run's records so far, without waiting."""
         if self._home is None:
             return DeliveryCounts()
-        state = self._state() or RunState()
-        folder = self._home.run(self.uid)
-        pending = len(state.uploads)
-        for writer in folder.writers():
-            reader = JournalReader(folder, writer, *state.offsets.get(writer, (0, 0)))
-            while frames := reader.read(is_final=False):
-                for frame in frames:
-                    if frame.kind in (Kind.METRICS, Kind.METRICS_STEPS):
-                        pending += len(reader.points(frame))
-                    elif frame.kind not in (Kind.KEYS, Kind.DROPPED):
-                        pending += 1
+        counts = counts_of(self._home, self.uid)
         dropped = self._journal.dropped if self._journal is not None else 0
-        return DeliveryCounts(state.delivered, pending, state.refused, max(state.dropped, dropped))
+        return replace(counts, dropped=max(counts.dropped, dropped))
 
     def settle(self, *, insist_s: float | None = None) -> None:
         """Wait for an ended run's delivery and print its line; the exit does this."""

@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
+from mlpipeline.core.config import public_uri
 from mlpipeline.tracking.records import Point
 
 if TYPE_CHECKING:
@@ -123,19 +124,42 @@ class Destination:
         return urlsplit(self.tracking_uri).scheme in {"http", "https"}
 
     def probe(self, timeout_s: float = 3.0) -> None:
-        """Knock at a server's door, which costs nothing next to ``import mlflow``.
+        """Knock at the door, which costs nothing next to ``import mlflow`` and MLflow's own retries.
+
+        (Its database stores alone try ten times, for 100 seconds, before they say that a file cannot
+        be opened.)
 
         Raises:
-            Unavailable: Nobody answers there.
+            Unavailable: Nobody answers there, or the database file cannot be opened.
         """
-        if not self.is_http:
-            return
-        parts = urlsplit(self.tracking_uri)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+        shown = public_uri(self.tracking_uri)
+        scheme = urlsplit(self.tracking_uri).scheme.partition("+")[0]
         try:
-            socket.create_connection((parts.hostname or "", port), timeout=timeout_s).close()
+            if scheme == "sqlite":
+                _probe_file(self.sqlite_file())
+            elif scheme in _PORTS:
+                parts = urlsplit(self.tracking_uri)
+                if parts.hostname:
+                    address = (parts.hostname, parts.port or _PORTS[scheme])
+                    socket.create_connection(address, timeout=timeout_s).close()
         except OSError as error:
-            raise Unavailable(f"{self.tracking_uri} does not answer: {error}") from None
+            raise Unavailable(f"{shown} does not answer: {error}") from None
+
+    def sqlite_file(self) -> Path:
+        """Return the file of a SQLite destination."""
+        return Path(unquote(self.tracking_uri.partition(":///")[2].partition("?")[0]))
+
+
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def _probe_file(path: Path) -> None:
+    try:
+        os.close(os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0)))
+    except FileNotFoundError:
+        # MLflow makes the file, but not its folder.
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise
 
 
 class MlflowSink:
@@ -475,8 +499,6 @@ def _is_store_error(error: Exception) -> bool:
 
 
 def _words(error: Exception) -> str:
-    from mlpipeline.core.config import public_uri
-
     text = " ".join(str(getattr(error, "message", None) or error).split())
     return public_uri(text[:500])
 
@@ -509,8 +531,8 @@ def quiet_mlflow() -> None:
     # Ours are jittered, capped and stop at once; MLflow's hold a thread for minutes.
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.ERROR)
+    # MLflow configures its loggers when it is imported, so a level set now would not last.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     if not sys.warnoptions:
         import warnings
 

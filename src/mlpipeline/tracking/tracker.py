@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 from mlpipeline.core.config import MLflowConfig
 from mlpipeline.core.errors import UsageError
 from mlpipeline.tracking import queries
+from mlpipeline.tracking.account import DeliveryCounts, resolved_run_id
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import destination_of, open_run, resolved
-from mlpipeline.tracking.run import DeliveryCounts, Run, status_of
+from mlpipeline.tracking.run import Run, status_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from mlpipeline.tracking.queries import MLflowRunInfo
-
-LOCAL_PREFIX = "local-"
-
 
 class MLflowTracker:
     """Starts runs and records to them without touching MLflow's fluent state.
@@ -220,13 +218,7 @@ class MLflowTracker:
         Returns:
             What became of the records, all runs together.
         """
-        counts = [run.wait(insist_s=insist_s) for run in self._opened]
-        return DeliveryCounts(
-            sum(count.delivered for count in counts),
-            sum(count.pending for count in counts),
-            sum(count.refused for count in counts),
-            sum(count.dropped for count in counts),
-        )
+        return sum((run.wait(insist_s=insist_s) for run in self._opened), DeliveryCounts())
 
     # --- queries ---------------------------------------------------------------------------------
 
@@ -294,13 +286,7 @@ class MLflowTracker:
         return self._queries().experiment_ids(experiment_names)
 
     def _resolved(self, run_id: str) -> str:
-        """Return MLflow's id for a local one, as soon as there is one."""
-        if not run_id.startswith(LOCAL_PREFIX):
-            return run_id
-        state = Home.at(self.config.journal_dir).state(run_id.removeprefix(LOCAL_PREFIX))
-        if state is None or state.run_id is None:
-            raise UsageError(f"run {run_id} has not reached MLflow yet; send it with: mlpipeline sync")
-        return state.run_id
+        return resolved_run_id(Home.at(self.config.journal_dir), run_id)
 
 
 class _Nested:

@@ -1,0 +1,5 @@
+"""``python -m mlpipeline``: the command line."""
+
+from mlpipeline.cli import main
+
+main()

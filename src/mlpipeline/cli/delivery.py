@@ -1,0 +1,111 @@
+"""``mlpipeline sync`` and ``mlpipeline status``: what the journals hold, and sending it.
+
+Exit codes: 0 everything is delivered; 1 something could not be sent and is kept; 3 MLflow refused
+records for good (``mlpipeline status`` lists them).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import click
+
+from mlpipeline.tracking.account import (
+    DeliveryCounts,
+    RunAccount,
+    accounts,
+    counts_of,
+    courier_report,
+    dead_letters,
+)
+from mlpipeline.tracking.home import Home
+
+EXIT_PENDING = 1
+EXIT_REFUSED = 3
+
+_journal_dir = click.option(
+    "--journal-dir",
+    type=click.Path(),
+    default=None,
+    help="The journal home; by default MLPIPELINE_HOME or the user's state folder.",
+)
+_json = click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.command()
+@_journal_dir
+@_json
+def sync(journal_dir: str | None, is_json: bool) -> None:  # noqa: FBT001 - a click flag
+    """Send everything that waits in the journals, now."""
+    from mlpipeline.tracking.courier import Courier
+    from mlpipeline.tracking.dispatch import Dispatch
+    from mlpipeline.tracking.sink import quiet_mlflow
+
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="mlpipeline: %(message)s")
+    home = Home.at(journal_dir)
+    before = {account.uid: account.counts for account in accounts(home)}
+    if not before:
+        _print_sync(DeliveryCounts(), [], is_json=is_json)
+        return
+    quiet_mlflow()
+    home.create()
+    if not Courier(home, owns_process=True, mode="sync").run(until_idle=True):
+        # Another courier serves this home: it is asked to hurry, and waited for.
+        Dispatch(home, "process").wait(lambda: not any(one.counts.pending for one in accounts(home)))
+    after = {uid: counts_of(home, uid) for uid in before}
+    sent = DeliveryCounts(
+        sum(after[uid].delivered - before[uid].delivered for uid in before),
+        sum(counts.pending for counts in after.values()),
+        sum(counts.refused for counts in after.values()),
+        sum(counts.dropped for counts in after.values()),
+    )
+    _print_sync(sent, accounts(home), is_json=is_json)
+    if sent.pending:
+        sys.exit(EXIT_PENDING)
+    if sent.refused:
+        sys.exit(EXIT_REFUSED)
+
+
+def _print_sync(sent: DeliveryCounts, left: list[RunAccount], *, is_json: bool) -> None:
+    problems = sorted({account.problem for account in left if account.problem})
+    if is_json:
+        click.echo(json.dumps({**vars(sent), "problems": problems}))
+        return
+    click.echo(f"{sent.delivered} records delivered, {sent.pending} pending, {sent.refused} refused")
+    for problem in problems:
+        click.echo(f"  {problem}")
+
+
+@click.command()
+@_journal_dir
+@_json
+def status(journal_dir: str | None, is_json: bool) -> None:  # noqa: FBT001 - a click flag
+    """Show what waits, what was refused, and whether a courier is at work."""
+    home = Home.at(journal_dir)
+    found = accounts(home)
+    report = courier_report(home)
+    if is_json:
+        content = {
+            "home": str(home.path),
+            "courier": report,
+            "runs": [{**account.to_dict(), "refused": dead_letters(home, account.uid)} for account in found],
+        }
+        click.echo(json.dumps(content))
+        return
+    click.echo(f"journal home: {home.path}")
+    click.echo(f"courier: {'process ' + str(report.get('pid')) if report is not None else 'none'}")
+    if not found:
+        click.echo("nothing waits")
+    for account in found:
+        counts = account.counts
+        state = "recording" if account.is_live else "recorded"
+        click.echo(
+            f"{account.run_id or account.uid}  {state}  {counts.delivered} delivered, {counts.pending} pending, "
+            f"{counts.refused} refused, {counts.dropped} dropped  -> {account.tracking_uri or 'done'}"
+        )
+        if account.problem:
+            click.echo(f"  {account.problem}")
+        for letter in dead_letters(home, account.uid)[:10]:
+            click.echo(f"  refused {letter['kind']} {json.dumps(letter['content'])[:120]}: {letter['reason']}")

@@ -1,0 +1,153 @@
+"""What became of the records of each run in a journal home: delivered, pending, refused, dropped."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlpipeline.core.config import public_uri
+from mlpipeline.core.errors import UsageError
+from mlpipeline.tracking import liveness
+from mlpipeline.tracking.home import Home, RunState, read_file
+from mlpipeline.tracking.journal import JournalReader, JournalTooNewError
+from mlpipeline.tracking.records import Kind
+
+LOCAL_PREFIX = "local-"
+
+
+@dataclass(frozen=True)
+class DeliveryCounts:
+    """What became of records; a point of a metric counts as one.
+
+    Attributes:
+        delivered: MLflow has them.
+        pending: They are in the journal or the spool.
+        refused: MLflow refused them for good; ``mlpipeline status`` lists them.
+        dropped: The disk could not take them.
+    """
+
+    delivered: int = 0
+    pending: int = 0
+    refused: int = 0
+    dropped: int = 0
+
+    def __add__(self, other: DeliveryCounts) -> DeliveryCounts:
+        return DeliveryCounts(
+            self.delivered + other.delivered,
+            self.pending + other.pending,
+            self.refused + other.refused,
+            self.dropped + other.dropped,
+        )
+
+
+@dataclass(frozen=True)
+class RunAccount:
+    """One run of a home.
+
+    Attributes:
+        uid: Our name of it.
+        run_id: MLflow's id; None until it is there.
+        tracking_uri: Where it goes, without credentials.
+        is_live: A process that writes to it lives.
+        counts: What became of its records.
+        problem: What stands in the way; None when nothing does.
+        dead_letters: File with the refused records and the reasons; None when there are none.
+    """
+
+    uid: str
+    run_id: str | None
+    tracking_uri: str | None
+    is_live: bool
+    counts: DeliveryCounts
+    problem: str | None
+    dead_letters: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain types."""
+        return asdict(self)
+
+
+def counts_of(home: Home, uid: str) -> DeliveryCounts:
+    """Return what became of a run's records so far."""
+    return account_of(home, uid).counts
+
+
+def account_of(home: Home, uid: str) -> RunAccount:
+    """Return the account of one run; an empty one where the home does not know it."""
+    folder = home.run(uid)
+    state = home.state(uid) or RunState()
+    pending, is_live, tracking_uri, problem = len(state.uploads), False, None, state.problem
+    for writer in folder.writers():
+        reader = JournalReader(folder, writer, *state.offsets.get(writer, (0, 0)))
+        try:
+            reader.look()
+            pending += _pending(reader)
+        except JournalTooNewError as error:
+            problem = str(error)
+        is_live |= reader.is_alive()
+        if reader.header:
+            tracking_uri = public_uri(reader.header["destination"]["tracking_uri"])
+    dead = home.dead_file(uid)
+    return RunAccount(
+        uid,
+        state.run_id,
+        tracking_uri,
+        is_live,
+        DeliveryCounts(state.delivered, pending, state.refused, state.dropped),
+        problem,
+        str(dead) if dead.exists() else None,
+    )
+
+
+def accounts(home: Home) -> list[RunAccount]:
+    """Return the runs of a home that are not done, or that left dead letters."""
+    uids = [folder.uid for folder in home.runs()]
+    try:
+        uids += [name.removesuffix(".jsonl") for name in sorted(os.listdir(home.path / "dead"))]
+    except OSError:
+        pass
+    return [account_of(home, uid) for uid in dict.fromkeys(uids)]
+
+
+def courier_report(home: Home) -> dict[str, Any] | None:
+    """Return what the living courier of a home says of itself; None without one."""
+    if not liveness.is_held(home.courier_lock):
+        return None
+    return read_file(home.courier_file) or {}
+
+
+def dead_letters(home: Home, uid: str) -> list[dict[str, Any]]:
+    """Return a run's refused records, each with the reason."""
+    try:
+        lines = home.dead_file(uid).read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def resolved_run_id(home: Home, run_id: str) -> str:
+    """Return MLflow's id for a local one; other ids as they are.
+
+    Raises:
+        UsageError: The run has not reached MLflow yet, or was recorded elsewhere.
+    """
+    if not run_id.startswith(LOCAL_PREFIX):
+        return run_id
+    state = home.state(run_id.removeprefix(LOCAL_PREFIX))
+    if state is None or state.run_id is None:
+        raise UsageError(f"run {run_id} has not reached MLflow yet; send it with: mlpipeline sync")
+    return state.run_id
+
+
+def _pending(reader: JournalReader) -> int:
+    count = 0
+    while frames := reader.read(is_final=False):
+        for frame in frames:
+            if frame.kind in (Kind.METRICS, Kind.METRICS_STEPS):
+                count += len(reader.points(frame))
+            elif frame.kind not in (Kind.RUN, Kind.KEYS, Kind.DROPPED):
+                count += 1
+    return count
+

@@ -1,0 +1,321 @@
+"""From the journals to a real MLflow: everything, once, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+from mlflow.entities import ViewType
+
+from mlpipeline import MLflowConfig, Run
+from mlpipeline.tracking.account import account_of, dead_letters
+from mlpipeline.tracking.home import Home
+from mlpipeline.tracking.opening import open_run
+from mlpipeline.tracking.records import Kind
+
+Deliver = Callable[[], None]
+
+
+@pytest.fixture
+def experiment() -> str:
+    """Name of an experiment that no other test uses."""
+    return f"delivery-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def config(either_store: str, experiment: str) -> MLflowConfig:
+    return MLflowConfig(tracking_uri=either_store, experiment_name=experiment, delivery="offline")
+
+
+def client_of(config: MLflowConfig) -> MlflowClient:
+    return MlflowClient(config.tracking_uri, config.tracking_uri)
+
+
+def runs_of(config: MLflowConfig) -> list[MlflowRun]:
+    client = client_of(config)
+    experiment = client.get_experiment_by_name(config.experiment_name)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL))
+
+
+def only_run(config: MLflowConfig) -> MlflowRun:
+    (run,) = runs_of(config)
+    return run
+
+
+def history(config: MLflowConfig, run: MlflowRun, key: str) -> list[tuple[int, float]]:
+    points = client_of(config).get_metric_history(run.info.run_id, key)
+    return sorted((point.step, point.value) for point in points)
+
+
+def test_all_that_was_recorded_is_in_mlflow(config: MLflowConfig, deliver: Deliver, tmp_path: Path) -> None:
+    """Params, metrics, tags, dataset, artifacts, times, user and status, read back by plain MLflow."""
+    import numpy as np
+
+    run = open_run(config.replace(run_name="one", tags={"team": "a"}, description="the note"))
+    run.log_params({"lr": 0.1, "net": {"layers": [64, 64]}, "nothing": None})
+    for step in range(2500):
+        run.log_metrics({"loss": 1 / (step + 1), "acc": step}, step=step)
+    run.log_metric("epochless", 3.5)
+    run.set_tags({"stage": "dev"})
+    run.log_dataset(np.arange(6.0).reshape(3, 2), name="train", context="training")
+    run.log_text("hello", "notes/hello.txt")
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "a.txt").write_text("a")
+    run.log_artifacts([tmp_path / "plots"])
+    run.end()
+    deliver()
+    found = only_run(config)
+    assert ("one", "FINISHED") == (found.info.run_name, found.info.status)
+    assert {"lr": "0.1", "net.layers": "[64, 64]", "nothing": "None"} == found.data.params
+    assert [(step, 1 / (step + 1)) for step in range(2500)] == history(config, found, "loss")
+    assert [(step, float(step)) for step in range(2500)] == history(config, found, "acc")
+    assert [(0, 3.5)] == history(config, found, "epochless")
+    assert {"team": "a", "stage": "dev", "mlflow.note.content": "the note"}.items() <= found.data.tags.items()
+    assert "unknown" != found.data.tags["mlflow.user"]
+    (dataset,) = found.inputs.dataset_inputs
+    assert ("train", {"num_rows": 3, "shape": [3, 2]}) == (dataset.dataset.name, json.loads(dataset.dataset.profile))
+    names = {item.path for folder in ("notes", "plots") for item in client_of(config).list_artifacts(found.info.run_id, folder)}
+    assert {"notes/hello.txt", "plots/a.txt"} == names
+    assert not Home.at().run(run.uid).path.exists()
+
+
+def test_losing_the_state_before_it_was_saved_doubles_nothing(
+    config: MLflowConfig, deliver: Deliver, home: Path
+) -> None:
+    """A courier killed between sending and acknowledging sends it all again; MLflow has it once."""
+    run = open_run(config)
+    run.log_params({"lr": 0.1})
+    for step in range(20):
+        run.log_metrics({"loss": 0.5}, step=step)
+    deliver()
+    Home(home).run(run.uid).state_file.unlink()
+    run.log_metrics({"loss": 0.5}, step=20)
+    run.end()
+    deliver()
+    assert [(step, 0.5) for step in range(21)] == history(config, only_run(config), "loss")
+
+
+def test_a_run_killed_without_an_end_becomes_killed_at_its_last_record(
+    config: MLflowConfig, deliver: Deliver
+) -> None:
+    """The journal has no end and its lock is free: nobody lives who could end it."""
+    run = open_run(config)
+    run.log_metrics({"loss": 0.5}, step=0)
+    assert run._journal is not None  # noqa: SLF001
+    run._journal.close()  # noqa: SLF001 - what the kernel does on kill -9
+    deliver()
+    found = only_run(config)
+    (point,) = client_of(config).get_metric_history(found.info.run_id, "loss")
+    assert ("KILLED", point.timestamp) == (found.info.status, found.info.end_time)
+
+
+def test_a_live_run_is_delivered_but_never_ended(config: MLflowConfig, deliver: Deliver) -> None:
+    """A courier in the writer's own process sees that the writer lives."""
+    run = open_run(config)
+    run.log_metrics({"loss": 0.5}, step=0)
+    deliver()
+    assert ("RUNNING", None) == (only_run(config).info.status, only_run(config).info.end_time)
+    run.end("FAILED")
+    deliver()
+    assert "FAILED" == only_run(config).info.status
+
+
+def test_a_changed_param_keeps_its_first_value_and_is_told(config: MLflowConfig, deliver: Deliver) -> None:
+    """First value wins, the later one is a drift tag, and the other params of the batch are stored."""
+    run = open_run(config)
+    run.log_params({"lr": 0.1})
+    deliver()
+    run.log_params({"lr": 0.2, "depth": 3})
+    run.end()
+    deliver()
+    found = only_run(config)
+    assert {"lr": "0.1", "depth": "3"} == found.data.params
+    assert "0.2" == found.data.tags["mlpipeline.drift.lr"]
+
+
+def test_a_poison_record_is_isolated_and_its_neighbours_are_stored(
+    config: MLflowConfig, deliver: Deliver, home: Path
+) -> None:
+    """One bad key among a thousand: 999 arrive, one is a dead letter with MLflow's reason."""
+    run = open_run(config)
+    assert run._journal is not None  # noqa: SLF001
+    keys = tuple(f"m{index}" if index != 500 else "bad@key" for index in range(1000))
+    run._journal.append_metrics(keys, [1.0] * 1000, 0, 1_700_000_000_000)  # noqa: SLF001
+    run._journal.append(Kind.TAGS, {"tags": {"good": "1", "x" * 300: "2"}, "ms": 1})  # noqa: SLF001
+    run.end()
+    deliver()
+    found = only_run(config)
+    assert 999 == len(found.data.metrics)
+    assert "1" == found.data.tags["good"]
+    letters = dead_letters(Home(home), run.uid)
+    assert ["metric", "tag"] == sorted(letter["kind"] for letter in letters)
+    assert 2 == account_of(Home(home), run.uid).counts.refused
+    assert "FINISHED" == found.info.status
+
+
+def test_a_run_its_owner_deleted_is_not_made_again(config: MLflowConfig, deliver: Deliver, home: Path) -> None:
+    """The rest of its records become dead letters; no new run, no endless retry."""
+    run = open_run(config)
+    run.log_metrics({"loss": 0.5}, step=0)
+    deliver()
+    client_of(config).delete_run(only_run(config).info.run_id)
+    run.log_metrics({"loss": 0.25}, step=1)
+    run.end()
+    deliver()
+    assert "deleted" == only_run(config).info.lifecycle_stage
+    assert [1] == [letter["content"]["step"] for letter in dead_letters(Home(home), run.uid) if letter["kind"] == "metric"]
+
+
+def test_a_resumed_training_keeps_the_first_value_of_every_step(config: MLflowConfig, deliver: Deliver) -> None:
+    """Killed at step 7, resumed from a checkpoint at 5: one run, one value per step, the overlap tagged."""
+    first = open_run(config)
+    for step in range(8):
+        first.log_metrics({"loss": step}, step=step)
+    assert first._journal is not None  # noqa: SLF001
+    first._journal.close()  # noqa: SLF001
+    second = open_run(config, uid=first.uid)
+    for step in range(5, 11):
+        second.log_metrics({"loss": 100 + step}, step=step)
+    second.end()
+    deliver()
+    found = only_run(config)
+    expected = [(step, float(step)) for step in range(8)] + [(step, 100.0 + step) for step in range(8, 11)]
+    assert expected == history(config, found, "loss")
+    assert "FINISHED" == found.info.status
+    assert "3 points up to step 7" in found.data.tags["mlpipeline.overlap"]
+
+
+def test_a_resumed_run_that_was_done_long_ago_is_found_again(config: MLflowConfig, deliver: Deliver, home: Path) -> None:
+    """Also without any state of the first attempt, as on another host: the uid tag leads to it."""
+    first = open_run(config)
+    first.log_metrics({"loss": 1.0}, step=0)
+    first.end("FAILED")
+    deliver()
+    Home(home).done_file(first.uid).unlink()
+    second = open_run(config, uid=first.uid)
+    second.log_metrics({"loss": 9.0}, step=0)
+    second.log_metrics({"loss": 2.0}, step=1)
+    second.end()
+    deliver()
+    assert [(0, 1.0), (1, 2.0)] == history(config, only_run(config), "loss")
+    assert "FINISHED" == only_run(config).info.status
+
+
+def test_a_run_continued_by_id_counts_its_steps_on(config: MLflowConfig, deliver: Deliver) -> None:
+    """Metrics without a step go on where the run stood."""
+    first = open_run(config)
+    first.log_metric("loss", 1.0)
+    first.log_metric("loss", 2.0)
+    first.end()
+    deliver()
+    run_id = only_run(config).info.run_id
+    second = open_run(config.replace(run_id=run_id))
+    second.log_metric("loss", 3.0)
+    second.end()
+    deliver()
+    assert [(0, 1.0), (1, 2.0), (2, 3.0)] == history(config, only_run(config), "loss")
+
+
+def test_children_hang_under_their_parent(config: MLflowConfig, deliver: Deliver) -> None:
+    """A child is made after its parent, whatever the order of their folders."""
+    parent = open_run(config.replace(run_name="parent"))
+    children = [parent.child(f"child-{number}") for number in range(3)]
+    for child in children:
+        child.log_metric("loss", 1.0)
+        child.end()
+    parent.end()
+    deliver()
+    by_name = {run.info.run_name: run for run in runs_of(config)}
+    assert 4 == len(by_name)
+    for number in range(3):
+        tag = by_name[f"child-{number}"].data.tags["mlflow.parentRunId"]
+        assert by_name["parent"].info.run_id == tag
+
+
+def test_nonfinite_values_follow_the_policy(config: MLflowConfig, deliver: Deliver) -> None:
+    """By default they are stored as MLflow stores them, and the first bad step is tagged."""
+    run = open_run(config)
+    for step, value in enumerate((1.0, math.nan, math.inf, 2.0)):
+        run.log_metrics({"loss": value}, step=step)
+    run.end()
+    deliver()
+    found = only_run(config)
+    values = [value for _, value in history(config, found, "loss")]
+    assert 4 == len(values)
+    assert "nan at step 1" == found.data.tags["mlpipeline.nonfinite.loss"]
+
+
+def test_equal_values_in_one_millisecond_all_arrive(config: MLflowConfig, deliver: Deliver) -> None:
+    """MLflow would merge equal points of one millisecond; ours are told apart."""
+    run = open_run(config)
+    for _ in range(50):
+        run.log_metrics({"loss": 0.5}, step=3)
+    run.end()
+    deliver()
+    assert 50 == len(history(config, only_run(config), "loss"))
+
+
+def test_a_destination_that_is_absent_keeps_everything_until_it_is_back(
+    store_uri: str, deliver: Deliver, home: Path, tmp_path: Path
+) -> None:
+    """A database that cannot be opened now: all pending, told; after healing all is there."""
+    hidden = tmp_path / "hidden.db"
+    path = Path(store_uri.removeprefix("sqlite:///"))
+    os.rename(path, hidden)
+    path.mkdir()
+    config = MLflowConfig(tracking_uri=store_uri, experiment_name="later", delivery="offline")
+    run = open_run(config)
+    run.log_metrics({"loss": 0.5}, step=0)
+    run.end()
+    deliver()
+    account = account_of(Home(home), run.uid)
+    assert (0, 2) == (account.counts.delivered, account.counts.pending)
+    assert account.problem
+    path.rmdir()
+    os.rename(hidden, path)
+    deliver()
+    assert [(0, 0.5)] == history(config, only_run(config), "loss")
+
+
+def test_an_earlier_attempts_late_end_is_discarded(config: MLflowConfig, deliver: Deliver, home: Path) -> None:
+    """Resumed on another host: the newest attempt's status stands."""
+    first = open_run(config)
+    first.log_metrics({"loss": 1.0}, step=0)
+    deliver()
+    other_home = home.with_name("other")
+    os.environ["MLPIPELINE_HOME"] = str(other_home)
+    second = open_run(config, uid=first.uid)
+    second.log_metrics({"loss": 2.0}, step=1)
+    second.end("FINISHED")
+    from mlpipeline.tracking.courier import Courier
+
+    assert Courier(Home(other_home)).run(until_idle=True)
+    first.end("FAILED")
+    os.environ["MLPIPELINE_HOME"] = str(home)
+    deliver()
+    assert "FINISHED" == only_run(config).info.status
+
+
+@pytest.mark.parametrize("bad", ["../../escape", "/etc/passwd", "a/../../../b"])
+def test_a_hostile_journal_names_nothing_outside_of_the_spool(
+    store_uri: str, deliver: Deliver, home: Path, bad: str
+) -> None:
+    """What a record points to must lie in the spool; else it is refused, and nothing is read."""
+    config = MLflowConfig(tracking_uri=store_uri, experiment_name="hostile", delivery="offline")
+    run = open_run(config)
+    record: dict[str, Any] = {"spool": bad, "artifact_path": None, "file": "x", "ms": 1}
+    assert run._journal is not None  # noqa: SLF001
+    run._journal.append(Kind.ARTIFACT, record)  # noqa: SLF001
+    run.end()
+    deliver()
+    assert not client_of(config).list_artifacts(only_run(config).info.run_id)
+    assert ["artifact"] == [letter["kind"] for letter in dead_letters(Home(home), run.uid)]
