@@ -111,6 +111,13 @@ def test_a_name_too_long_comes_back_from_its_tag() -> None:
     assert key == names.original_name(key)
 
 
+def test_a_name_that_is_another_names_cut_key_has_a_key_of_its_own() -> None:
+    """Nobody reads one metric's points under the other's name."""
+    long = "x" * 300
+
+    assert names.metric_key(long) != names.metric_key(names.metric_key(long))
+
+
 def test_a_tag_that_does_not_belong_to_a_cut_key_is_not_believed() -> None:
     """Somebody's edit of the tag gives the key, not a wrong name."""
     long = "x" * 300
