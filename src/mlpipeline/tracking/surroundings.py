@@ -144,7 +144,7 @@ def _login(environ: Mapping[str, str]) -> str | None:
 
 def _notebook_shell() -> Any | None:
     """IPython's shell if a notebook's kernel runs us; a terminal's IPython is none."""
-    get_ipython = _loaded("IPython", "get_ipython")
+    get_ipython = _loaded("IPython.core.getipython", "get_ipython")  # the package itself loads it lazily
     shell = get_ipython() if callable(get_ipython) else None
     is_kernel = type(shell).__name__ == "ZMQInteractiveShell" or hasattr(shell, "kernel")
     return shell if is_kernel else None

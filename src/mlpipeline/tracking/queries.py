@@ -1,0 +1,365 @@
+"""Reading runs back: one run, a search, a comparison, a metric's history.
+
+::
+
+    Queries(tracking_uri)
+      get_run_info(id) ─────────► MLflowRunInfo            MlflowClient, and nothing of the journal:
+      search_runs(ids, filter) ─► [MLflowRunInfo, …]       what MLflow has, not what is on its way
+      compare_runs([id, …]) ────► DataFrame, a row a run
+      metric_history(id, key) ──► [(step, time, value), …]
+
+Names go both ways as the user wrote them (`names.metric_key`): ``ndcg@3`` is a key of `MLflowRunInfo.metrics`
+and, in backticks, a name in a filter. What only the user can put right (an unknown run, a filter
+that MLflow refuses) raises `UsageError`; a server that does not answer raises MLflow's own exception.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlpipeline.core.errors import UsageError
+from mlpipeline.tracking import names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pandas as pd
+    from mlflow import MlflowClient
+
+PAGE_RUNS = 1000  # MLflow's default page; it takes up to 50 000, at the price of a very long request
+CHUNK_RUNS = 100  # run ids in one filter
+
+_NEWEST_FIRST = ("attributes.start_time DESC",)
+_RUN_ID = re.compile(r"[A-Za-z0-9][\w\-]{0,255}")
+# A quoted value, to be skipped, or a quoted name after its kind.
+_QUOTED = re.compile(
+    r"(?P<value>'[^']*'|(?<!\.)\"[^\"]*\")"
+    r"|(?P<kind>\b(?:metrics?|params?|parameters?|tags?)\.)(?P<name>`[^`]*`|\"[^\"]*\")"
+)
+# Numbers as one writes them: 007 is a code, and 1_000 a number to Python only.
+_INTEGER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)")
+_NUMBER = re.compile(
+    r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|[+-]?inf|nan", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class MLflowRunInfo:
+    """One run as MLflow has it.
+
+    Args:
+        run_id: MLflow's id.
+        experiment_id: Its experiment's id.
+        run_name: Name shown in MLflow's pages.
+        status: ``RUNNING``, ``SCHEDULED``, ``FINISHED``, ``FAILED`` or ``KILLED``.
+        start_time: Milliseconds since the epoch; None if unknown.
+        end_time: Milliseconds since the epoch; None while it runs.
+        artifact_uri: Folder of its artifacts.
+        lifecycle_stage: ``active`` or ``deleted``.
+        user_id: Who started it.
+        tags: Tags by original name, MLflow's own among them.
+        params: Params by original name, as the text that was logged.
+        metrics: Latest value (of the greatest step) by original name.
+    """
+
+    run_id: str
+    experiment_id: str
+    run_name: str
+    status: str
+    start_time: int | None
+    end_time: int | None
+    artifact_uri: str
+    lifecycle_stage: str
+    user_id: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+
+    @classmethod
+    def from_mlflow(cls, run: Any) -> MLflowRunInfo:
+        """The same run from an ``mlflow.entities.Run``, with the names as they were given."""
+        tags = dict(run.data.tags)
+        return cls(
+            run_id=run.info.run_id,
+            experiment_id=run.info.experiment_id,
+            run_name=run.info.run_name or "",
+            status=run.info.status,
+            start_time=run.info.start_time,
+            end_time=run.info.end_time,
+            artifact_uri=run.info.artifact_uri or "",
+            lifecycle_stage=run.info.lifecycle_stage,
+            # info.user_id is "unknown" for every run that a client made; MLflow's pages show the tag.
+            user_id=tags.get("mlflow.user") or run.info.user_id or "",
+            tags=_original(tags, tags),
+            params=_original(run.data.params, tags),
+            metrics=_original(run.data.metrics, tags),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, as a copy."""
+        return dataclasses.asdict(self)
+
+
+def _original(values: dict[str, Any], tags: dict[str, str]) -> dict[str, Any]:
+    return {names.original_name(key, tags): value for key, value in sorted(values.items())}
+
+
+def quoted(name: str) -> str:
+    """A metric's, param's or tag's name as it may stand in a filter: ``f"metrics.{quoted(name)} > 0.9"``.
+
+    Args:
+        name: The original name, as it was logged.
+
+    Returns:
+        The key under which MLflow has it, in backticks.
+
+    Raises:
+        UsageError: *name* holds a quote or a backtick, with which it could become part of the filter.
+    """
+    found = sorted({character for character in name if character in "'\"`"})
+    if found:
+        raise UsageError(
+            f"the name {name!r} holds {' '.join(found)} and cannot stand in a filter. "
+            f"If a run really has that name, its key there is {names.metric_key(name)!r}."
+        )
+    return f"`{names.metric_key(name)}`"
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Reads runs of one tracking server or store; holds nothing open and may be pickled.
+
+    Args:
+        tracking_uri: Where the runs are.
+        registry_uri: Where the models are; None means *tracking_uri*.
+    """
+
+    tracking_uri: str
+    registry_uri: str | None = None
+
+    def get_run_info(self, run_id: str) -> MLflowRunInfo:
+        """One run, also a deleted one.
+
+        Raises:
+            UsageError: There is no such run.
+        """
+        from mlflow.exceptions import MlflowException
+
+        if not _RUN_ID.fullmatch(run_id):
+            raise self._unknown(run_id)
+        try:
+            return MLflowRunInfo.from_mlflow(self._client().get_run(run_id))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise self._unknown(run_id) from error
+            raise
+
+    def search_runs(
+        self,
+        experiment_ids: Sequence[str],
+        filter_string: str = "",
+        max_results: int = 100,
+        order_by: Sequence[str] | None = None,
+    ) -> list[MLflowRunInfo]:
+        """Active runs of some experiments that match a filter.
+
+        Args:
+            experiment_ids: Ids, not names. An experiment that does not exist has no runs.
+            filter_string: MLflow's filter language, such as ``metrics.accuracy > 0.9 and params.depth =
+                '3'``. Odd names stand in backticks, as they were logged: ``metrics.`ndcg@3` > 0.5``.
+            max_results: How many at most, also beyond MLflow's page size.
+            order_by: Such as ``["metrics.loss ASC"]``; None means newest first.
+
+        Raises:
+            UsageError: MLflow refuses the filter, the order or an id; or *max_results* is not positive.
+        """
+        from mlflow.exceptions import MlflowException
+
+        if max_results < 1:
+            raise UsageError(f"max_results is {max_results}; give the number of runs wanted, 1 or more.")
+        if isinstance(experiment_ids, str):
+            raise UsageError(f"experiment_ids is the string {experiment_ids!r}; give a list of ids.")
+        if not experiment_ids:
+            return []
+        order = [_with_keys(clause) for clause in order_by or _NEWEST_FIRST]
+        found: list[MLflowRunInfo] = []
+        token: str | None = None
+        client = self._client()
+        while True:
+            try:
+                page = client.search_runs(
+                    list(experiment_ids),
+                    _with_keys(filter_string),
+                    max_results=min(PAGE_RUNS, max_results - len(found)),
+                    order_by=order,
+                    page_token=token,
+                )
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # some servers, for an experiment
+                    return []
+                if error.error_code == "INVALID_PARAMETER_VALUE":
+                    raise UsageError(
+                        f"MLflow refuses the search (filter {filter_string!r}, order {order}, experiments "
+                        f"{list(experiment_ids)}): {error.message} Comparisons are joined with 'and' only; "
+                        "values of params and tags are quoted, as in params.depth = '3'; odd names stand in "
+                        "backticks, as in metrics.`val loss` < 0.5; experiments are given by id."
+                    ) from error
+                raise
+            found += map(MLflowRunInfo.from_mlflow, page)
+            token = page.token
+            if not token or len(found) >= max_results:
+                return found
+
+    def compare_runs(self, run_ids: Sequence[str], *, only_diff: bool = False) -> pd.DataFrame:
+        """A table to compare runs by: one row per run, in the order given.
+
+        A param whose value reads as a number in every run that has it is a column of numbers (``int64``,
+        ``Int64`` where a run lacks it, ``float64``); any other holds the text that was logged. A name
+        that a param shares with a metric, or with one of the four first columns, gets ``params.`` or
+        ``metrics.`` in front.
+
+        Args:
+            run_ids: Which runs; deleted ones too. A repeated id counts once.
+            only_diff: Leave out the params and metrics that are the same in all these runs.
+
+        Returns:
+            Indexed by ``run_id``; columns ``run_name``, ``status``, ``start_time`` (UTC), ``duration_s`` (NaN
+            while it runs), then the params, then the metrics, each by name.
+
+        Raises:
+            UsageError: There is no such run; it names the first one missing.
+        """
+        import pandas as pd
+
+        runs = self._runs(run_ids)
+        columns: dict[str, Any] = {
+            "run_name": [run.run_name for run in runs],
+            "status": [run.status for run in runs],
+            "start_time": pd.to_datetime([run.start_time for run in runs], unit="ms", utc=True),
+            "duration_s": [_duration_s(run) for run in runs],
+        }
+        params = sorted({name for run in runs for name in run.params})
+        metrics = sorted({name for run in runs for name in run.metrics})
+        clashing = set(columns) | (set(params) & set(metrics))
+        for name in params:
+            label = _label("params.", name, clashing, columns)
+            columns[label] = _param_column([run.params.get(name) for run in runs])
+        for name in metrics:
+            label = _label("metrics.", name, clashing, columns)
+            columns[label] = [run.metrics.get(name, math.nan) for run in runs]
+        frame = pd.DataFrame(
+            columns, index=pd.Index([run.run_id for run in runs], name="run_id", dtype="str")
+        )
+        if only_diff:
+            differing = [
+                name
+                for name in frame.columns[4:]
+                if frame[name].nunique(dropna=False) > 1  # noqa: PD101 - unlike ==, it takes NaN for equal
+            ]
+            frame = frame[[*frame.columns[:4], *differing]]
+        return frame
+
+    def metric_history(self, run_id: str, key: str) -> list[tuple[int, int, float]]:
+        """All points of one metric as (step, milliseconds since the epoch, value), by step, then time.
+
+        Args:
+            run_id: Which run.
+            key: The metric's name as it was logged.
+
+        Returns:
+            Empty if the run has no such metric.
+
+        Raises:
+            UsageError: There is no such run.
+        """
+        points = self._client().get_metric_history(run_id, names.metric_key(key))
+        if not points:
+            self.get_run_info(run_id)  # MLflow answers an unknown run with an empty list too
+        return sorted((point.step, point.timestamp, point.value) for point in points)
+
+    def _runs(self, run_ids: Sequence[str]) -> list[MLflowRunInfo]:
+        """The runs, in the order given.
+
+        Compared runs mostly share an experiment: one is got by id, the others of its experiment are
+        searched by theirs. 100 runs on SQLite: 0.2 s, a get_run each 0.4 to 1.1 s; over HTTP 2 requests
+        instead of 100.
+        """
+        from mlflow.entities import ViewType
+
+        wanted = list(dict.fromkeys(run_ids))
+        for run_id in wanted:  # before any stands in a filter
+            if not _RUN_ID.fullmatch(run_id):
+                raise self._unknown(run_id)
+        found: dict[str, MLflowRunInfo] = {}
+        missing = wanted
+        while missing:
+            first = found[missing[0]] = self.get_run_info(missing[0])
+            for chunk in _chunks(missing[1:], CHUNK_RUNS):
+                ids = ", ".join(f"'{run_id}'" for run_id in chunk)
+                for run in self._client().search_runs(
+                    [first.experiment_id],
+                    f"attributes.run_id IN ({ids})",
+                    run_view_type=ViewType.ALL,
+                    max_results=len(chunk),
+                ):
+                    found[run.info.run_id] = MLflowRunInfo.from_mlflow(run)
+            missing = [run_id for run_id in missing if run_id not in found]
+        return [found[run_id] for run_id in wanted]
+
+    def _client(self) -> MlflowClient:
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.tracking_uri, self.registry_uri or self.tracking_uri)
+
+    def _unknown(self, run_id: str) -> UsageError:
+        where = names.redact({"uri": self.tracking_uri})["uri"]
+        return UsageError(f"run {run_id!r} is unknown at {where}; search_runs() lists those that are there.")
+
+
+def _with_keys(clause: str) -> str:
+    """A filter or an order with the quoted names that MLflow would refuse replaced by their keys."""
+
+    def key(match: re.Match[str]) -> str:
+        if match["value"] is not None or names.is_accepted(match["name"][1:-1]):
+            return match[0]
+        return f"{match['kind']}`{names.metric_key(match['name'][1:-1])}`"
+
+    return _QUOTED.sub(key, clause)
+
+
+def _duration_s(run: MLflowRunInfo) -> float:
+    if run.start_time is None or run.end_time is None:
+        return math.nan
+    return (run.end_time - run.start_time) / 1000
+
+
+def _label(prefix: str, name: str, clashing: set[str], taken: dict[str, Any]) -> str:
+    label = prefix + name if name in clashing else name
+    while label in taken:  # a param that is itself called "metrics.x"
+        label = prefix + label
+    return label
+
+
+def _param_column(texts: list[str | None]) -> Any:
+    import pandas as pd
+
+    if all(text is None or _INTEGER.fullmatch(text) for text in texts):
+        integers = [None if text is None else int(text) for text in texts]
+        if None not in integers:
+            return integers
+        try:
+            return pd.array(integers, dtype="Int64")
+        except OverflowError:  # a seed beyond 64 bits
+            return texts
+    if all(text is None or _NUMBER.fullmatch(text) for text in texts):
+        return [math.nan if text is None else float(text) for text in texts]
+    return texts
+
+
+def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
