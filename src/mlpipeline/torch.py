@@ -37,7 +37,7 @@ def _save(request: SaveRequest) -> str:
         pickle_module=pickle_module if used == "cloudpickle" else pickle,
         **request.arguments(),
     )
-    return used
+    return "torchscript" if isinstance(request.model, torch.jit.ScriptModule) else used
 
 
 def _save_pt2(request: SaveRequest) -> str:

@@ -18,8 +18,10 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
+import torchmetrics
 import xgboost
 import yaml
+from mlflow.types.schema import TensorSpec
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.cluster import DBSCAN
 from sklearn.compose import make_column_transformer
@@ -29,6 +31,7 @@ from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     RandomForestClassifier,
 )
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
 from sklearn.neighbors import KNeighborsClassifier
@@ -124,10 +127,11 @@ def test_the_model_file_asks_for_no_more_trust_than_the_model_needs(tmp_path):
 
 
 def test_asking_for_skops_names_the_types_that_prevent_it(tmp_path):
-    """And leaves nothing behind."""
+    """Only those: trees are trusted. Nothing is left behind."""
+    model = make_pipeline(Clipping(), RandomForestClassifier(2)).fit(IRIS, SPECIES)
     with pytest.raises(UnloggableError, match=rf"{__name__}\.Clipping") as refusal:
-        stage_model(OF_THE_USER["class"](), tmp_path / "model", serialization="skops")
-    assert "LogisticRegression" not in str(refusal.value)
+        stage_model(model, tmp_path / "model", serialization="skops")
+    assert "sklearn.tree" not in str(refusal.value)
     assert "cloudpickle" in str(refusal.value)
     assert [] == list(tmp_path.iterdir())
 
@@ -152,6 +156,17 @@ def test_no_function_that_runs_code_or_opens_files_is_trusted():
     trusted = flavor_of(Ridge()).trusted_types
     assert not {"numpy.load", "numpy.testing._private.utils.runstring", "builtins.eval"} & trusted
     assert not [name for name in trusted if name.startswith(("os.", "subprocess.", "pickle.", "joblib."))]
+
+
+@pytest.mark.parametrize("container", [list, pd.Series])
+def test_a_text_model_is_served_arrays_of_texts(container, tmp_path):
+    """A string column would reach the vectorizer as a frame, and be read as its column name."""
+    texts = np.array(["warm sun", "cold rain", "warm wind", "cold snow"], dtype=object)
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(texts, [1, 0, 1, 0])
+    stage_model(model, tmp_path / "model", input_example=container(texts))
+    served = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    assert [TensorSpec(np.dtype("object"), (-1,))] == served.metadata.signature.inputs.inputs
+    assert [1, 0, 1, 0] == list(served.predict(texts))
 
 
 def test_a_transformer_has_the_signature_of_its_transform(tmp_path):
@@ -251,6 +266,13 @@ class TwoInputs(nn.Module):
         return self.layer(left), self.layer(right)
 
 
+class Noisy(nn.Module):
+    """A module that is random in evaluation mode too."""
+
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
 class LitNet(lightning.LightningModule):
     """The same net, trained by Lightning."""
 
@@ -323,20 +345,25 @@ def test_a_module_set_up_by_fabric_comes_back_without_it(tmp_path):
 
 @pytest.mark.parametrize("serialization", ["auto", "pt2"])
 def test_staging_leaves_a_module_as_it_was(serialization, trained, tmp_path):
-    """Modes of every layer, parameters, hooks, trainer, and the random numbers to come."""
+    """Modes of every layer, parameters, hooks and trainer."""
     trained.train()
     trained.net.body[1].eval()
     handle = trained.register_forward_hook(lambda module, args, output: None)
     trainer, before = trained._trainer, _state(trained)
-    random = torch.get_rng_state()
     stage_model(
         trained, tmp_path / "model", input_example=X, log_input_example=True, serialization=serialization
     )
     assert before == _state(trained)
     assert trainer is trained._trainer
     assert handle.id in trained._forward_hooks
-    assert torch.equal(random, torch.get_rng_state())
     handle.remove()
+
+
+def test_staging_leaves_the_random_numbers_to_come(tmp_path):
+    """Or a training that stages its best model in between could not be repeated."""
+    before = torch.get_rng_state()
+    stage_model(Noisy(), tmp_path / "model", input_example=X)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_an_exported_module_predicts_the_same_at_any_batch_size(trained, tmp_path):
@@ -366,8 +393,8 @@ def test_exporting_without_a_usable_example_is_refused(example, tmp_path):
 def test_a_batch_is_cut_to_what_forward_takes():
     """A loader gives inputs and targets; the model takes the inputs."""
     signature = signature_for(flavor_of(Net()), Net(), (X, Y))
-    assert [("float32", (-1, 4))] == [(spec.type.name, spec.shape) for spec in signature.inputs]
-    assert [("float32", (-1, 3))] == [(spec.type.name, spec.shape) for spec in signature.outputs]
+    assert [TensorSpec(np.dtype("float32"), (-1, 4))] == signature.inputs.inputs
+    assert [TensorSpec(np.dtype("float32"), (-1, 3))] == signature.outputs.inputs
 
 
 @pytest.mark.parametrize("example", [(X, X), [X, X], {"left": X, "right": X}])
@@ -391,6 +418,12 @@ def test_a_lightning_module_pins_lightning_and_torch(trained):
     pins = pinned_requirements(flavor_of(trained), trained)
     assert f"torch=={version('torch').partition('+')[0]}" in pins
     assert f"lightning=={version('lightning')}" in pins
+
+
+def test_a_layer_from_another_package_is_pinned():
+    """However deep inside the module."""
+    model = nn.Sequential(nn.Sequential(torchmetrics.MeanMetric()))
+    assert f"torchmetrics=={version('torchmetrics')}" in pinned_requirements(flavor_of(model), model)
 
 
 @pytest.mark.parametrize("framework", ["sklearn", "xgboost", "torch"])

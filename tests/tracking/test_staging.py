@@ -366,9 +366,16 @@ def test_another_package_registers_its_own_flavor():
 
 
 def test_a_users_package_called_like_one_of_ours_is_no_framework():
-    """``models`` is a popular name, and mlpipeline.models has no flavor."""
-    kind = type("Model", (Doubling,), {"__module__": "models.mine"})
-    assert sklearn_flavor is flavor_of(kind())
+    """``models`` is a popular name; mlpipeline.models is not even imported for it."""
+    code = """
+import sys
+from mlpipeline.tracking.staging import flavor_of
+try:
+    flavor_of(type("Model", (), {"__module__": "models.mine"})())
+except ValueError:
+    print("mlpipeline.models" in sys.modules)
+"""
+    assert "False\n" == _fresh_process(code)
 
 
 def test_a_flavor_is_registered_for_a_package_not_a_module():

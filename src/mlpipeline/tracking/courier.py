@@ -139,19 +139,20 @@ class Worker:
             for name, turn in (("records", self._deliver), ("files", self._upload))
         ]
 
-    def start(self) -> None:
-        """Begin to serve."""
-        for thread in self._threads:
-            thread.start()
-
     def join(self) -> None:
         """Wait until both threads have seen that the courier stops."""
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
     def add(self, delivery: RunDelivery) -> None:
-        """Take on a run."""
+        """Take on a run; the first one sets the worker to work."""
+        is_first = not self._deliveries
         self._deliveries = {**self._deliveries, delivery.folder.uid: delivery}
+        if is_first:
+            for thread in self._threads:
+                if thread.ident is None:
+                    thread.start()
 
     def remove(self, uid: str) -> None:
         """Let go of a run that is done."""
@@ -405,7 +406,6 @@ class Courier:
         worker = self._workers.get(destination.key)
         if worker is None:
             worker = self._workers[destination.key] = Worker(self, destination)
-            worker.start()
         return worker
 
     def _is_stuck(self) -> bool:

@@ -390,7 +390,11 @@ def _schema(data: Any) -> Schema:
         return _frame_schema(data)
     if isinstance(data, (list, pd.Series)):
         array = np.asarray(data)
-        data = array if array.dtype.kind in "biuf" else data
+        if array.dtype.kind in "biuf":
+            data = array
+        elif all(isinstance(item, str) for item in data):
+            # As a column of a frame, which MLflow would make of it, texts reach no text vectorizer.
+            data = array.astype(object)
     schema: Schema = infer_signature(data).inputs
     if _is_any(schema):
         raise TypeError(f"MLflow has no schema for a {type(data).__name__} like this one")
