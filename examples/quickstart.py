@@ -57,7 +57,9 @@ def main() -> None:
     images = torch.tensor(digits.data / 16, dtype=torch.float32)
     train, val = random_split(TensorDataset(images, torch.tensor(digits.target)), [1500, 297])
 
-    config = MLflowConfig(experiment_name="digits", model_name="digits", register_model=True, model_alias="champion")
+    config = MLflowConfig(
+        experiment_name="digits", model_name="digits", register_model=True, model_alias="champion"
+    )
     callback = MLflowCallback(config)
     trainer = pl.Trainer(
         max_epochs=5,

@@ -27,14 +27,17 @@ SERVER_STOP_S = 10
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, isolate: Callable[[Path], AbstractContextManager[Path]]) -> Iterator[Path]:
+def home(
+    tmp_path_factory: pytest.TempPathFactory, isolate: Callable[[Path], AbstractContextManager[Path]]
+) -> Iterator[Path]:
     """Path of this test's journal home (MLPIPELINE_HOME), not created yet.
 
-    The working directory is `tmp_path / "cwd"`, and no MLFLOW_* or MLPIPELINE_* setting of the
-    machine, nor the fluent state of an earlier test, is left.
+    The working directory is the empty folder `cwd` beside it, and no MLFLOW_* or MLPIPELINE_* setting
+    of the machine, nor the fluent state of an earlier test, is left.
     """
-    with isolate(tmp_path):
-        yield tmp_path / "home"
+    place = tmp_path_factory.mktemp("place")
+    with isolate(place):
+        yield place / "home"
 
 
 @pytest.fixture

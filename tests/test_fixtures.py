@@ -43,9 +43,9 @@ def test_the_template_is_made_once(sqlite_template, request):
     assert sqlite_template.is_file()
 
 
-def test_a_test_stands_in_an_empty_folder_of_its_own(home, tmp_path):
+def test_a_test_stands_in_an_empty_folder_of_its_own(home):
     """Neither the working directory nor the journal home is anyone else's."""
-    assert tmp_path / "cwd" == Path.cwd()
+    assert home.with_name("cwd") == Path.cwd()
     assert [] == list(Path.cwd().iterdir())
     assert str(home) == os.environ["MLPIPELINE_HOME"]
     assert not home.exists()

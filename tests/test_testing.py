@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlpipeline import MLflowConfig, MLflowTracker
 from mlpipeline.testing import record
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def test_everything_recorded_is_seen_and_nothing_is_written(tmp_path: Path) -> None:
+
+def test_everything_recorded_is_seen_and_nothing_is_written(tmp_path: Path, home: Path) -> None:
     """Params, metrics under their own names, tags, files, models, statuses; the home stays absent."""
     with record() as recorded, MLflowTracker(MLflowConfig(tags={"team": "a"})) as tracker:
         tracker.log_params({"lr": 0.1, "net": {"layers": 2}})
@@ -26,7 +29,7 @@ def test_everything_recorded_is_seen_and_nothing_is_written(tmp_path: Path) -> N
     assert ["notes/a.txt", "plots"] == recorded.artifacts
     assert "nan at step 4" == recorded.tags["mlpipeline.nonfinite.loss"]
     assert ["FINISHED"] == recorded.statuses
-    assert not (tmp_path / "home").exists()
+    assert not home.exists()
 
 
 def test_an_exception_in_the_block_is_a_failed_run() -> None:

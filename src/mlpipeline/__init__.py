@@ -31,7 +31,7 @@ _HOMES = {
 __all__ = ["MLPipelineError", "MLflowConfig", "MLflowRunInfo", "MLflowTracker", "Run", "__version__"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - any of the public names
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

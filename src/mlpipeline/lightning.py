@@ -21,11 +21,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.errors import MissingExtraError
 from mlpipeline.tracking.recorded import Recorded
-from mlpipeline.tracking.run import Run
+
+if TYPE_CHECKING:
+    from mlpipeline.tracking.run import Run
 
 try:
     if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
@@ -61,12 +63,12 @@ class MLflowCallback(Recorded, pl.Callback):
 
     def __init__(
         self,
-        config: Any = None,  # noqa: ANN401 - see Recorded; LightningCLI would try to parse the union
+        config: Any = None,
         *,
         run: Run | None = None,
         parent: Run | str | None = None,
         params: Mapping[str, Any] | None = None,
-        **overrides: Any,  # noqa: ANN401 - MLflowConfig's options, checked there
+        **overrides: Any,
     ) -> None:
         super().__init__(config, run=run, parent=parent, params=params, **overrides)
         self._trainer_id: int | None = None
@@ -82,7 +84,7 @@ class MLflowCallback(Recorded, pl.Callback):
         self._epoch_samples = 0
 
     @classmethod
-    def of(cls, trainer: Any) -> MLflowCallback:  # noqa: ANN401 - a Trainer of either package
+    def of(cls, trainer: Any) -> MLflowCallback:
         """Return the callback that records *trainer*, to log from inside a module.
 
         Raises:
@@ -151,7 +153,7 @@ class MLflowCallback(Recorded, pl.Callback):
         """Let a prediction add to the run."""
         self._begin_evaluation(trainer)
 
-    def _begin_evaluation(self, trainer: Any) -> None:  # noqa: ANN401 - a Trainer of either package
+    def _begin_evaluation(self, trainer: Any) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         if not _is_fitting(trainer):
@@ -172,7 +174,7 @@ class MLflowCallback(Recorded, pl.Callback):
         """Close again what `on_predict_start` opened."""
         self._end_evaluation(trainer)
 
-    def _end_evaluation(self, trainer: Any) -> None:  # noqa: ANN401 - a Trainer of either package
+    def _end_evaluation(self, trainer: Any) -> None:
         if self._active(trainer) is not None and not _is_fitting(trainer) and not trainer.sanity_checking:
             self._detach(trainer)
             self._close()
@@ -193,7 +195,9 @@ class MLflowCallback(Recorded, pl.Callback):
             self._example = _Example(batch)
             self._handle = pl_module.register_forward_pre_hook(self._keep_input, with_kwargs=True)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Leave no hook behind on a module that was never called."""
         if self._handle is not None:
             self._release_example_hook()
@@ -225,11 +229,11 @@ class MLflowCallback(Recorded, pl.Callback):
 
     # --- metrics ------------------------------------------------------------------------------------
 
-    def _attach(self, trainer: Any) -> None:  # noqa: ANN401 - a Trainer of either package
+    def _attach(self, trainer: Any) -> None:
         if not isinstance(trainer.loggers, _Loggers):
             trainer.loggers = _Loggers(trainer.loggers, _Listener(self, trainer))
 
-    def _detach(self, trainer: Any) -> None:  # noqa: ANN401 - a Trainer of either package
+    def _detach(self, trainer: Any) -> None:
         if isinstance(trainer.loggers, _Loggers):
             trainer.loggers = trainer.loggers.users()
 
@@ -250,7 +254,7 @@ class MLflowCallback(Recorded, pl.Callback):
         self._last_epoch = (step, metrics.get("epoch", self._last_epoch[1]))
         self._record(run, trainer, metrics, step)
 
-    def _record(self, run: Run, trainer: Any, metrics: Mapping[str, float], step: int) -> None:  # noqa: ANN401
+    def _record(self, run: Run, trainer: Any, metrics: Mapping[str, float], step: int) -> None:
         axis = self.config.step_axis
         if axis == "step" or not self._is_epoch_end:
             run.log_metrics(metrics, step)
@@ -260,11 +264,13 @@ class MLflowCallback(Recorded, pl.Callback):
             run.log_metrics(metrics, epoch)
         else:
             run.log_metrics(metrics, step)
-            run.log_metrics({f"epoch/{name}": value for name, value in metrics.items() if name != "epoch"}, epoch)
+            run.log_metrics(
+                {f"epoch/{name}": value for name, value in metrics.items() if name != "epoch"}, epoch
+            )
 
     # --- model --------------------------------------------------------------------------------------
 
-    def _log_models(self, run: Run, trainer: Any, module: Any) -> None:  # noqa: ANN401
+    def _log_models(self, run: Run, trainer: Any, module: Any) -> None:
         if trainer.fast_dev_run or not run.is_enabled or not self.config.log_model:
             return
         checkpoint = trainer.checkpoint_callback
@@ -280,7 +286,9 @@ class MLflowCallback(Recorded, pl.Callback):
             for kept in getattr(checkpoint, "best_k_models", {}):
                 if kept != best and Path(kept).exists():
                     other = _weights_of(module, kept)
-                    run.log_model(other, Path(kept).stem.replace("=", "-"), input_example=example, register_as="")
+                    run.log_model(
+                        other, Path(kept).stem.replace("=", "-"), input_example=example, register_as=""
+                    )
         model = _weights_of(module, best if is_best else None)
         run.log_model(model, "model", input_example=example, tags=tags, step=_logger_step(trainer))
         if is_best and checkpoint.best_model_score is not None:
@@ -296,7 +304,7 @@ class MLflowCallback(Recorded, pl.Callback):
         """Take up the run of a checkpoint; it is opened when fit starts."""
         self._resumed_uid = state_dict.get("run_uid")
 
-    def _active(self, trainer: Any) -> Run | None:  # noqa: ANN401 - a Trainer of either package
+    def _active(self, trainer: Any) -> Run | None:
         return self._run if trainer.is_global_zero and self._user is not None else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -313,7 +321,7 @@ class _Listener:
 
     save_dir = None
 
-    def __init__(self, callback: MLflowCallback, trainer: Any) -> None:  # noqa: ANN401
+    def __init__(self, callback: MLflowCallback, trainer: Any) -> None:
         self._callback = callback
         self._trainer = trainer
 
@@ -323,7 +331,7 @@ class _Listener:
         return getattr(self._trainer.logger, "name", None)
 
     @property
-    def version(self) -> Any:  # noqa: ANN401 - an int or a str
+    def version(self) -> Any:
         """The version of the user's first logger."""
         return getattr(self._trainer.logger, "version", "")
 
@@ -331,13 +339,13 @@ class _Listener:
         """Hand metrics on."""
         self._callback._heard(self._trainer, metrics, int(step or 0))  # noqa: SLF001
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever else a logger does
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return _nothing
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+def _nothing(*args: Any, **kwargs: Any) -> None:
     """Do nothing: graphs, checkpoints and finalizing are the callback's own."""
 
 
@@ -360,14 +368,14 @@ class _Loggers(list[Any]):
         # Lightning computes metrics for loggers only "if trainer.loggers".
         return True
 
-    def __reduce__(self) -> Any:  # noqa: ANN401 - pickle's protocol
+    def __reduce__(self) -> Any:
         return (list, (self.users(),))
 
 
 class _Example:
     """A few rows of what the model is called with."""
 
-    def __init__(self, batch: Any) -> None:  # noqa: ANN401 - whatever the loader gives
+    def __init__(self, batch: Any) -> None:
         self._batch = _cut(batch)
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
@@ -376,7 +384,7 @@ class _Example:
         """Keep the arguments of the first call of the module."""
         self._args, self._kwargs = _cut(args), _cut(kwargs)
 
-    def settled(self, module: Any) -> Any:  # noqa: ANN401 - what the model takes
+    def settled(self, module: Any) -> Any:
         """Return the input: the module's own example, its first call's, or the batch's first part."""
         if (own := getattr(module, "example_input_array", None)) is not None:
             return _cut(own)
@@ -389,7 +397,7 @@ class _Example:
         return self._batch[0] if isinstance(self._batch, (tuple, list)) and self._batch else self._batch
 
 
-def hyperparameters(trainer: Any, module: Any) -> dict[str, Any]:  # noqa: ANN401 - of either package
+def hyperparameters(trainer: Any, module: Any) -> dict[str, Any]:
     """Return what determines a training: module, datamodule, trainer, optimizers, schedulers."""
     found: dict[str, Any] = {}
     datamodule = getattr(trainer, "datamodule", None)
@@ -410,7 +418,9 @@ def hyperparameters(trainer: Any, module: Any) -> dict[str, Any]:  # noqa: ANN40
         name = "optimizer" if index == 0 else f"optimizer_{index}"
         found[name] = {"name": type(optimizer).__name__, **_scalars(optimizer.defaults)}
         if len(optimizer.param_groups) > 1:
-            found[name] |= {f"group_{n}": {"lr": group["lr"]} for n, group in enumerate(optimizer.param_groups)}
+            found[name] |= {
+                f"group_{n}": {"lr": group["lr"]} for n, group in enumerate(optimizer.param_groups)
+            }
     for index, config in enumerate(trainer.lr_scheduler_configs):
         name = "scheduler" if index == 0 else f"scheduler_{index}"
         scheduler = config.scheduler
@@ -430,10 +440,12 @@ def hyperparameters(trainer: Any, module: Any) -> dict[str, Any]:  # noqa: ANN40
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
     kinds = (bool, int, float, str, tuple, list)
-    return {key: value for key, value in values.items() if not key.startswith("_") and isinstance(value, kinds)}
+    return {
+        key: value for key, value in values.items() if not key.startswith("_") and isinstance(value, kinds)
+    }
 
 
-def _learning_rates(trainer: Any) -> dict[str, float]:  # noqa: ANN401
+def _learning_rates(trainer: Any) -> dict[str, float]:
     """Return the learning rate per parameter group, named as LearningRateMonitor names them."""
     if any(type(callback).__name__ == "LearningRateMonitor" for callback in trainer.callbacks):
         return {}
@@ -451,7 +463,7 @@ def _learning_rates(trainer: Any) -> dict[str, float]:  # noqa: ANN401
     return rates
 
 
-def _log_datasets(run: Run, trainer: Any) -> None:  # noqa: ANN401
+def _log_datasets(run: Run, trainer: Any) -> None:
     if not run.config.log_datasets:
         return
     sizes: dict[str, Any] = {}
@@ -461,13 +473,16 @@ def _log_datasets(run: Run, trainer: Any) -> None:  # noqa: ANN401
             if dataset is None or not hasattr(dataset, "__len__"):
                 continue
             suffix = "" if index == 0 else f"_{index}"
-            sizes[f"{context}{suffix}"] = {"rows": len(dataset), "batch_size": getattr(loader, "batch_size", None)}
+            sizes[f"{context}{suffix}"] = {
+                "rows": len(dataset),
+                "batch_size": getattr(loader, "batch_size", None),
+            }
             profile = {"num_rows": len(dataset), "class": type(dataset).__name__}
             run.log_dataset(_content(dataset), name=f"{context}{suffix}", context=context, profile=profile)
     run.log_params({"data": sizes})
 
 
-def _content(dataset: Any) -> Any:  # noqa: ANN401
+def _content(dataset: Any) -> Any:
     """Return the tensors behind a dataset as one array to hash, or the dataset where they are not at hand."""
     tensors = getattr(dataset, "tensors", None)
     if not tensors or sum(tensor.numel() * tensor.element_size() for tensor in tensors) > _HASHED_BYTES:
@@ -476,7 +491,7 @@ def _content(dataset: Any) -> Any:  # noqa: ANN401
     return torch.cat(rows, dim=1)
 
 
-def _log_early_stopping(run: Run, trainer: Any) -> None:  # noqa: ANN401
+def _log_early_stopping(run: Run, trainer: Any) -> None:
     for stopping in trainer.early_stopping_callbacks:
         facts = {"stopped_epoch": stopping.stopped_epoch, "wait_count": stopping.wait_count}
         if stopping.best_score is not None and torch.isfinite(stopping.best_score):
@@ -484,7 +499,7 @@ def _log_early_stopping(run: Run, trainer: Any) -> None:  # noqa: ANN401
         run.log_metrics(facts, _logger_step(trainer))
 
 
-def _weights_of(module: Any, checkpoint: str | None) -> Any:  # noqa: ANN401
+def _weights_of(module: Any, checkpoint: str | None) -> Any:
     """Return a copy of *module* with a checkpoint's weights, or its own; the module stays as it is."""
     # LightningModule.__getstate__ leaves the trainer out, so the copy does not drag it along.
     model = copy.deepcopy(module)
@@ -495,16 +510,16 @@ def _weights_of(module: Any, checkpoint: str | None) -> Any:  # noqa: ANN401
     return model.cpu().eval()
 
 
-def _logger_step(trainer: Any) -> int:  # noqa: ANN401
+def _logger_step(trainer: Any) -> int:
     # The step that Lightning gives to loggers; with several optimizers it is not global_step.
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)  # noqa: SLF001
 
 
-def _is_fitting(trainer: Any) -> bool:  # noqa: ANN401
+def _is_fitting(trainer: Any) -> bool:
     return bool(trainer.state.fn == "fit")
 
 
-def _listed(value: Any) -> list[Any]:  # noqa: ANN401
+def _listed(value: Any) -> list[Any]:
     if value is None:
         return []
     if isinstance(value, Mapping):
@@ -512,7 +527,7 @@ def _listed(value: Any) -> list[Any]:  # noqa: ANN401
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _rows(batch: Any) -> int:  # noqa: ANN401
+def _rows(batch: Any) -> int:
     while not hasattr(batch, "shape"):
         if isinstance(batch, Mapping):
             batch = next(iter(batch.values()), None)
@@ -523,12 +538,16 @@ def _rows(batch: Any) -> int:  # noqa: ANN401
     return int(batch.shape[0]) if batch.shape else 0
 
 
-def _cut(value: Any) -> Any:  # noqa: ANN401
+def _cut(value: Any) -> Any:
     """Return a few rows of tensors in any nesting, detached and on the CPU."""
     if isinstance(value, torch.Tensor):
         return value[:_EXAMPLE_ROWS].detach().cpu().clone() if value.dim() else value.detach().cpu().clone()
     if isinstance(value, Mapping):
         return {key: _cut(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_cut(item) for item in value) if not hasattr(value, "_fields") else tuple(map(_cut, value))
+        return (
+            type(value)(_cut(item) for item in value)
+            if not hasattr(value, "_fields")
+            else tuple(map(_cut, value))
+        )
     return value

@@ -13,12 +13,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlpipeline.tracking import names, opening
 from mlpipeline.tracking.records import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 class Recorded:
@@ -68,7 +70,9 @@ class Recorded:
             elif kind is Kind.ARTIFACT:
                 folder = content["artifact_path"]
                 is_folder = folder is not None and folder.split("/")[-1] == content["file"]
-                self.artifacts.append(folder if is_folder else "/".join(filter(None, (folder, content["file"]))))
+                self.artifacts.append(
+                    folder if is_folder else "/".join(filter(None, (folder, content["file"])))
+                )
             elif kind is Kind.MODEL:
                 self.models.append(content["name"])
             elif kind is Kind.END:

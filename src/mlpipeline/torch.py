@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import inspect
+import logging
 import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,9 +22,6 @@ except ImportError as missing:
 
 def _save(request: SaveRequest) -> str:
     """Save the module by cloudpickle, which restores the user's class, or as an exported graph."""
-    import mlflow.pytorch
-    from mlflow.pytorch import pickle_module
-
     if request.serialization == "pt2":
         return _save_pt2(request)
     used = "cloudpickle" if request.serialization == "auto" else request.serialization
@@ -31,17 +30,35 @@ def _save(request: SaveRequest) -> str:
             f"serialization {request.serialization!r} is unknown for PyTorch modules; "
             "accepted: auto, cloudpickle, pickle, pt2."
         )
-    mlflow.pytorch.save_model(
+    mlflow_pytorch = _mlflow_pytorch()
+    mlflow_pytorch.save_model(
         _detached(request.model),
         serialization_format="pickle",
-        pickle_module=pickle_module if used == "cloudpickle" else pickle,
+        pickle_module=mlflow_pytorch.pickle_module if used == "cloudpickle" else pickle,
         **request.arguments(),
     )
     return "torchscript" if isinstance(request.model, torch.jit.ScriptModule) else used
 
 
+def _mlflow_pytorch() -> Any:
+    """Import mlflow.pytorch without what it does to everybody's logging.
+
+    It calls ``logging.basicConfig(level=ERROR)``, which hides the warnings of the whole process, our
+    own included. The call does nothing where the root logger has a handler, so it is lent the one
+    that Python uses when there is none.
+    """
+    root, lent = logging.getLogger(), logging.lastResort or logging.NullHandler()
+    bare = not root.handlers
+    if bare:
+        root.addHandler(lent)
+    try:
+        return importlib.import_module("mlflow.pytorch")
+    finally:
+        if bare:
+            root.removeHandler(lent)
+
+
 def _save_pt2(request: SaveRequest) -> str:
-    import mlflow.pytorch
     import numpy as np
     from mlflow.models import Model
 
@@ -54,7 +71,7 @@ def _save_pt2(request: SaveRequest) -> str:
     arguments = request.arguments()
     arguments["input_example"] = inputs[0] if len(inputs) == 1 else tuple(inputs)
     with _evaluating(request.model):
-        mlflow.pytorch.save_model(
+        _mlflow_pytorch().save_model(
             _detached(request.model), mlflow_model=record, serialization_format="pt2", **arguments
         )
     stored = record.saved_input_example_info

@@ -931,12 +931,13 @@ def test_an_experiment_of_another_store_is_left_out():
     [
         ("http://ann:pw@same/", {"tracking_uri": "http://same", "experiment_id": "3"}),
         ("sqlite:///mlflow.db", {"experiment_id": "3"}),
-        (f"sqlite:///{Path.cwd()}/mlflow.db", {"experiment_id": "3"}),
+        ("sqlite:///{cwd}/mlflow.db", {"experiment_id": "3"}),
     ],
 )
 def test_an_experiment_of_the_same_store_is_kept(uri, calls):
     """However that store is spelled; MLflow's default is mlflow.db in the working directory."""
-    assert "3" == MLflowConfig(tracking_uri=uri).resolved(user_calls=calls, environ={}).experiment_id
+    config = MLflowConfig(tracking_uri=uri.format(cwd=Path.cwd()))
+    assert "3" == config.resolved(user_calls=calls, environ={}).experiment_id
 
 
 def test_mlpipeline_home_is_weaker_than_the_journal_folders_own_variable():

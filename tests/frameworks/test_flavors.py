@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -424,6 +425,26 @@ def test_a_layer_from_another_package_is_pinned():
     """However deep inside the module."""
     model = nn.Sequential(nn.Sequential(torchmetrics.MeanMetric()))
     assert f"torchmetrics=={version('torchmetrics')}" in pinned_requirements(flavor_of(model), model)
+
+
+@pytest.mark.parametrize("model", ["torch.nn.Linear(1, 1)", "sklearn.dummy.DummyRegressor()"])
+def test_staging_leaves_the_logging_of_the_process_alone(model, tmp_path):
+    """Importing mlflow.pytorch sets the root logger to ERROR, which would hide all warnings."""
+    code = f"""
+import logging, sys, sklearn.dummy, torch
+from pathlib import Path
+from mlpipeline.tracking.staging import stage_model
+stage_model({model}, Path(sys.argv[1]))
+print(logging.root.level, logging.root.handlers)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "model")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(mlpipeline.__file__).parents[1])},
+    )
+    assert ("30 []\n", "") == (done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize("framework", ["sklearn", "xgboost", "torch"])

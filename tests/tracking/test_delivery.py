@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run as MlflowRun
-from mlflow.entities import ViewType
+from mlflow.entities import Run as MlflowRun, ViewType
 
-from mlpipeline import MLflowConfig, Run
+from mlpipeline import MLflowConfig
 from mlpipeline.tracking.account import account_of, dead_letters
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
@@ -82,8 +81,15 @@ def test_all_that_was_recorded_is_in_mlflow(config: MLflowConfig, deliver: Deliv
     assert {"team": "a", "stage": "dev", "mlflow.note.content": "the note"}.items() <= found.data.tags.items()
     assert "unknown" != found.data.tags["mlflow.user"]
     (dataset,) = found.inputs.dataset_inputs
-    assert ("train", {"num_rows": 3, "shape": [3, 2]}) == (dataset.dataset.name, json.loads(dataset.dataset.profile))
-    names = {item.path for folder in ("notes", "plots") for item in client_of(config).list_artifacts(found.info.run_id, folder)}
+    assert ("train", {"num_rows": 3, "shape": [3, 2]}) == (
+        dataset.dataset.name,
+        json.loads(dataset.dataset.profile),
+    )
+    names = {
+        item.path
+        for folder in ("notes", "plots")
+        for item in client_of(config).list_artifacts(found.info.run_id, folder)
+    }
     assert {"notes/hello.txt", "plots/a.txt"} == names
     assert not Home.at().run(run.uid).path.exists()
 
@@ -110,8 +116,8 @@ def test_a_run_killed_without_an_end_becomes_killed_at_its_last_record(
     """The journal has no end and its lock is free: nobody lives who could end it."""
     run = open_run(config)
     run.log_metrics({"loss": 0.5}, step=0)
-    assert run._journal is not None  # noqa: SLF001
-    run._journal.close()  # noqa: SLF001 - what the kernel does on kill -9
+    assert run._journal is not None
+    run._journal.close()
     deliver()
     found = only_run(config)
     (point,) = client_of(config).get_metric_history(found.info.run_id, "loss")
@@ -147,10 +153,10 @@ def test_a_poison_record_is_isolated_and_its_neighbours_are_stored(
 ) -> None:
     """One bad key among a thousand: 999 arrive, one is a dead letter with MLflow's reason."""
     run = open_run(config)
-    assert run._journal is not None  # noqa: SLF001
+    assert run._journal is not None
     keys = tuple(f"m{index}" if index != 500 else "bad@key" for index in range(1000))
-    run._journal.append_metrics(keys, [1.0] * 1000, 0, 1_700_000_000_000)  # noqa: SLF001
-    run._journal.append(Kind.TAGS, {"tags": {"good": "1", "x" * 300: "2"}, "ms": 1})  # noqa: SLF001
+    run._journal.append_metrics(keys, [1.0] * 1000, 0, 1_700_000_000_000)
+    run._journal.append(Kind.TAGS, {"tags": {"good": "1", "x" * 300: "2"}, "ms": 1})
     run.end()
     deliver()
     found = only_run(config)
@@ -162,7 +168,9 @@ def test_a_poison_record_is_isolated_and_its_neighbours_are_stored(
     assert "FINISHED" == found.info.status
 
 
-def test_a_run_its_owner_deleted_is_not_made_again(config: MLflowConfig, deliver: Deliver, home: Path) -> None:
+def test_a_run_its_owner_deleted_is_not_made_again(
+    config: MLflowConfig, deliver: Deliver, home: Path
+) -> None:
     """The rest of its records become dead letters; no new run, no endless retry."""
     run = open_run(config)
     run.log_metrics({"loss": 0.5}, step=0)
@@ -172,16 +180,22 @@ def test_a_run_its_owner_deleted_is_not_made_again(config: MLflowConfig, deliver
     run.end()
     deliver()
     assert "deleted" == only_run(config).info.lifecycle_stage
-    assert [1] == [letter["content"]["step"] for letter in dead_letters(Home(home), run.uid) if letter["kind"] == "metric"]
+    assert [1] == [
+        letter["content"]["step"]
+        for letter in dead_letters(Home(home), run.uid)
+        if letter["kind"] == "metric"
+    ]
 
 
-def test_a_resumed_training_keeps_the_first_value_of_every_step(config: MLflowConfig, deliver: Deliver) -> None:
+def test_a_resumed_training_keeps_the_first_value_of_every_step(
+    config: MLflowConfig, deliver: Deliver
+) -> None:
     """Killed at step 7, resumed from a checkpoint at 5: one run, one value per step, the overlap tagged."""
     first = open_run(config)
     for step in range(8):
         first.log_metrics({"loss": step}, step=step)
-    assert first._journal is not None  # noqa: SLF001
-    first._journal.close()  # noqa: SLF001
+    assert first._journal is not None
+    first._journal.close()
     second = open_run(config, uid=first.uid)
     for step in range(5, 11):
         second.log_metrics({"loss": 100 + step}, step=step)
@@ -194,7 +208,9 @@ def test_a_resumed_training_keeps_the_first_value_of_every_step(config: MLflowCo
     assert "3 points up to step 7" in found.data.tags["mlpipeline.overlap"]
 
 
-def test_a_resumed_run_that_was_done_long_ago_is_found_again(config: MLflowConfig, deliver: Deliver, home: Path) -> None:
+def test_a_resumed_run_that_was_done_long_ago_is_found_again(
+    config: MLflowConfig, deliver: Deliver, home: Path
+) -> None:
     """Also without any state of the first attempt, as on another host: the uid tag leads to it."""
     first = open_run(config)
     first.log_metrics({"loss": 1.0}, step=0)
@@ -286,7 +302,9 @@ def test_a_destination_that_is_absent_keeps_everything_until_it_is_back(
     assert [(0, 0.5)] == history(config, only_run(config), "loss")
 
 
-def test_an_earlier_attempts_late_end_is_discarded(config: MLflowConfig, deliver: Deliver, home: Path) -> None:
+def test_an_earlier_attempts_late_end_is_discarded(
+    config: MLflowConfig, deliver: Deliver, home: Path
+) -> None:
     """Resumed on another host: the newest attempt's status stands."""
     first = open_run(config)
     first.log_metrics({"loss": 1.0}, step=0)
@@ -313,8 +331,8 @@ def test_a_hostile_journal_names_nothing_outside_of_the_spool(
     config = MLflowConfig(tracking_uri=store_uri, experiment_name="hostile", delivery="offline")
     run = open_run(config)
     record: dict[str, Any] = {"spool": bad, "artifact_path": None, "file": "x", "ms": 1}
-    assert run._journal is not None  # noqa: SLF001
-    run._journal.append(Kind.ARTIFACT, record)  # noqa: SLF001
+    assert run._journal is not None
+    run._journal.append(Kind.ARTIFACT, record)
     run.end()
     deliver()
     assert not client_of(config).list_artifacts(only_run(config).info.run_id)

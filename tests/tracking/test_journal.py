@@ -9,18 +9,20 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mlpipeline.tracking import liveness, records
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.journal import JournalReader, JournalTooNewError, JournalWriter
 from mlpipeline.tracking.records import Kind, Point
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture
@@ -158,7 +160,9 @@ def test_a_reader_goes_on_where_it_was_acknowledged(journal: JournalWriter) -> N
     second = JournalReader(journal.folder, journal.name, first.segment, first.offset)
     frames = second.read(is_final=False)
     assert [Point("a", 2.0, 1, 1)] == [point for frame in frames for point in second.points(frame)]
-    assert {"role": "opener", "attempt": 1} == {key: (second.header or {})[key] for key in ("role", "attempt")}
+    assert {"role": "opener", "attempt": 1} == {
+        key: (second.header or {})[key] for key in ("role", "attempt")
+    }
 
 
 def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
@@ -321,7 +325,7 @@ class Crashes(RuleBasedStateMachine):
     @rule(torn=st.binary(max_size=40))
     def crash(self, torn: bytes) -> None:
         """Die in the middle of a write: a part of a frame is left behind."""
-        path = self.writer.folder.segment(self.writer.name, self.writer._segment)  # noqa: SLF001
+        path = self.writer.folder.segment(self.writer.name, self.writer._segment)
         frame = records.json_frame(0, Kind.TAGS, {"tags": {"x": "y" * 50}})
         self.writer.close()
         with path.open("ab") as file:
@@ -332,7 +336,9 @@ class Crashes(RuleBasedStateMachine):
     def deliver(self) -> None:
         for name in self.writer.folder.writers():
             if name not in self.readers:
-                self.readers[name] = JournalReader(self.writer.folder, name, *self.acknowledged.get(name, (0, 0)))
+                self.readers[name] = JournalReader(
+                    self.writer.folder, name, *self.acknowledged.get(name, (0, 0))
+                )
             reader = self.readers[name]
             for frame in reader.read(is_final=not reader.is_alive(), limit_bytes=300):
                 if frame.kind is Kind.METRICS:

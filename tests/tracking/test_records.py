@@ -6,8 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from mlpipeline.tracking import records
 from mlpipeline.tracking.records import Kind, Point
@@ -21,7 +20,10 @@ def metrics_frame(sequence: int, names: tuple[str, ...], values: list[float], st
 
 
 def frames_of(count: int) -> list[bytes]:
-    return [records.json_frame(number, Kind.TAGS, {"tags": {"n": str(number)}, "ms": number}) for number in range(count)]
+    return [
+        records.json_frame(number, Kind.TAGS, {"tags": {"n": str(number)}, "ms": number})
+        for number in range(count)
+    ]
 
 
 def test_a_json_record_comes_back_as_it_was() -> None:
@@ -94,8 +96,10 @@ def test_bytes_of_any_kind_are_never_taken_for_a_record(noise: bytes) -> None:
 
 def test_a_huge_length_is_damage_and_no_reason_to_wait() -> None:
     """A length beyond the cap is not waited for."""
-    bogus = records._HEAD.pack(b"\xabJ", 2**31, 0)  # noqa: SLF001
-    assert [0] == [frame.sequence for frame in records.scan(bogus + frames_of(1)[0], 0, is_final=False).frames]
+    bogus = records._HEAD.pack(b"\xabJ", 2**31, 0)
+    assert [0] == [
+        frame.sequence for frame in records.scan(bogus + frames_of(1)[0], 0, is_final=False).frames
+    ]
 
 
 def test_this_version_reads_its_golden_journal() -> None:

@@ -37,7 +37,7 @@ _json = click.option("--json", "is_json", is_flag=True, help="Print one JSON obj
 @click.command()
 @_journal_dir
 @_json
-def sync(journal_dir: str | None, is_json: bool) -> None:  # noqa: FBT001 - a click flag
+def sync(journal_dir: str | None, is_json: bool) -> None:
     """Send everything that waits in the journals, now."""
     from mlpipeline.tracking.courier import Courier
     from mlpipeline.tracking.dispatch import Dispatch
@@ -81,7 +81,7 @@ def _print_sync(sent: DeliveryCounts, left: list[RunAccount], *, is_json: bool) 
 @click.command()
 @_journal_dir
 @_json
-def status(journal_dir: str | None, is_json: bool) -> None:  # noqa: FBT001 - a click flag
+def status(journal_dir: str | None, is_json: bool) -> None:
     """Show what waits, what was refused, and whether a courier is at work."""
     home = Home.at(journal_dir)
     found = accounts(home)
@@ -108,4 +108,6 @@ def status(journal_dir: str | None, is_json: bool) -> None:  # noqa: FBT001 - a 
         if account.problem:
             click.echo(f"  {account.problem}")
         for letter in dead_letters(home, account.uid)[:10]:
-            click.echo(f"  refused {letter['kind']} {json.dumps(letter['content'])[:120]}: {letter['reason']}")
+            click.echo(
+                f"  refused {letter['kind']} {json.dumps(letter['content'])[:120]}: {letter['reason']}"
+            )

@@ -1,1 +1,1 @@
-
+"""Config-driven components, and the specification's face of the package."""

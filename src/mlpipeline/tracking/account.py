@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -104,10 +105,8 @@ def account_of(home: Home, uid: str) -> RunAccount:
 def accounts(home: Home) -> list[RunAccount]:
     """Return the runs of a home that are not done, or that left dead letters."""
     uids = [folder.uid for folder in home.runs()]
-    try:
+    with contextlib.suppress(OSError):
         uids += [name.removesuffix(".jsonl") for name in sorted(os.listdir(home.path / "dead"))]
-    except OSError:
-        pass
     return [account_of(home, uid) for uid in dict.fromkeys(uids)]
 
 
@@ -150,4 +149,3 @@ def _pending(reader: JournalReader) -> int:
             elif frame.kind not in (Kind.RUN, Kind.KEYS, Kind.DROPPED):
                 count += 1
     return count
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -45,4 +44,3 @@ def closing_line(run: Run) -> str:
 
 def print_line(run: Run) -> None:
     """Print the closing line of a root run."""
-    print(closing_line(run), file=sys.stderr, flush=True)

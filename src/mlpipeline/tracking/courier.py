@@ -22,15 +22,17 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.config import public_uri
 from mlpipeline.tracking import liveness
 from mlpipeline.tracking.delivery import NotYet, RunDelivery
 from mlpipeline.tracking.home import Home, replace_file
 from mlpipeline.tracking.sink import Destination, MlflowSink, Unavailable, quiet_mlflow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger("mlpipeline")
 
@@ -377,7 +379,8 @@ class Courier:
         for delivery in self._find_new():
             self._deliveries[delivery.folder.uid] = (delivery, None)
         is_live = False
-        for uid, (delivery, worker) in list(self._deliveries.items()):
+        for uid, (delivery, assigned) in list(self._deliveries.items()):
+            worker = assigned
             if worker is None:
                 try:
                     if not delivery.look():
@@ -421,7 +424,10 @@ class Courier:
 
     def _report(self, phase: str) -> None:
         now_s = time.monotonic()
-        if any(worker.is_starting and now_s - worker.started_s < _STARTING_AT_MOST_S for worker in self._workers.values()):
+        if any(
+            worker.is_starting and now_s - worker.started_s < _STARTING_AT_MOST_S
+            for worker in self._workers.values()
+        ):
             # Importing MLflow and creating a store take seconds without a record delivered.
             self._progress += 1
         content = {

@@ -26,7 +26,7 @@ class Description:
     profile: dict[str, Any] = field(default_factory=dict)
 
 
-def describe(data: Any) -> Description:  # noqa: ANN401 - told apart by what they can do
+def describe(data: Any) -> Description:
     """Return the identity and shape of a DataFrame, an array, a tensor, or of None.
 
     What is none of these is described by its class and length only.
@@ -38,7 +38,9 @@ def describe(data: Any) -> Description:  # noqa: ANN401 - told apart by what the
     if hasattr(data, "tobytes") and hasattr(data, "shape"):
         digest = blake2b(f"{data.dtype}{data.shape}".encode(), digest_size=16)
         digest.update(data.tobytes())
-        return Description(digest.hexdigest(), None, {"num_rows": len(data) if data.shape else 1, "shape": list(data.shape)})
+        return Description(
+            digest.hexdigest(), None, {"num_rows": len(data) if data.shape else 1, "shape": list(data.shape)}
+        )
     rows = len(data) if hasattr(data, "__len__") else None
     text = f"{type(data).__module__}.{type(data).__qualname__}:{rows}"
     return Description(
@@ -46,7 +48,7 @@ def describe(data: Any) -> Description:  # noqa: ANN401 - told apart by what the
     )
 
 
-def _frame(data: Any) -> Description:  # noqa: ANN401 - a DataFrame; pandas is not imported here
+def _frame(data: Any) -> Description:
     import pandas as pd
 
     digest = blake2b(digest_size=16)

@@ -20,11 +20,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlpipeline.tracking.home import Home, RunFolder, RunState
 from mlpipeline.tracking.journal import JournalReader, JournalTooNewError
@@ -41,6 +39,10 @@ from mlpipeline.tracking.sink import (
     Unavailable,
     chunks,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 logger = logging.getLogger("mlpipeline")
 
@@ -206,7 +208,9 @@ class RunDelivery:
                 self._read_one(parcel, reader)
             if parcel.positions:
                 parcel.attempt = attempt
-                parcel.is_resumed = any((reader.header or {}).get("is_resumed") for reader in by_attempt[attempt])
+                parcel.is_resumed = any(
+                    (reader.header or {}).get("is_resumed") for reader in by_attempt[attempt]
+                )
                 break
         return parcel
 
@@ -263,45 +267,54 @@ class RunDelivery:
     def _send(self, sink: MlflowSink, parcel: _Parcel) -> None:
         run_id = str(self.state.run_id)
         self._place(parcel)
-        for piece in chunks(list(parcel.params.items()), PARAMS_PER_REQUEST):
-            refused = self._send_or_split(piece, lambda items: sink.log_params(run_id, dict(items)))
-            for key, value in piece:
-                del parcel.params[key]
-                if key in refused and "chang" in refused[key].lower():
-                    parcel.drift[key] = value
-                elif key in refused:
-                    self._bury_one("param", {key: value}, refused[key])
-                self.state.params[key] = _hash(value)
-        if parcel.drift:
-            now_ms = parcel.last_ms
-            parcel.tags.update({f"mlpipeline.drift.{key}"[:250]: (now_ms, value) for key, value in parcel.drift.items()})
-            parcel.drift = {}
-        for piece in chunks(list(parcel.tags.items()), TAGS_PER_REQUEST):
-            send = lambda items: sink.set_tags(run_id, {key: value for key, (_, value) in items})  # noqa: E731
-            refused = self._send_or_split(piece, send)
-            for key, (at_ms, value) in piece:
-                del parcel.tags[key]
-                self.state.tag_times_ms[key] = at_ms
-                if key in refused:
-                    self._bury_one("tag", {key: value}, refused[key])
-        while parcel.points:
-            piece = parcel.points[:METRICS_PER_REQUEST]
-            for index, reason in self._send_or_split(
-                list(enumerate(piece)), lambda items: sink.log_points(run_id, [point for _, point in items])
-            ).items():
-                point = piece[index]
-                content = {"key": point.key, "value": point.value, "step": point.step, "ms": point.timestamp_ms}
-                self._bury_one("metric", content, reason)
-            for point in piece:
-                if point.step > self.state.last_steps.get(point.key, -1):
-                    self.state.last_steps[point.key] = point.step
-            del parcel.points[: len(piece)]
+        self._send_params(sink, run_id, parcel)
+        self._send_tags(sink, run_id, parcel)
+        self._send_points(sink, run_id, parcel)
         while parcel.datasets:
             try:
                 sink.log_dataset(run_id, parcel.datasets[0])
             except Refused as error:
                 self._bury_one("dataset", parcel.datasets[0], str(error))
             del parcel.datasets[0]
+
+    def _send_params(self, sink: MlflowSink, run_id: str, parcel: _Parcel) -> None:
+        for piece in chunks(list(parcel.params.items()), PARAMS_PER_REQUEST):
+            refused = self._send_or_split(piece, lambda items: sink.log_params(run_id, dict(items)))
+            for key, value in piece:
+                del parcel.params[key]
+                self.state.params[key] = _hash(value)
+                if key in refused and "chang" in refused[key].lower():
+                    parcel.drift[key] = value
+                elif key in refused:
+                    self._bury_one("param", {key: value}, refused[key])
+        for key, value in parcel.drift.items():
+            parcel.tags[f"mlpipeline.drift.{key}"[:250]] = (parcel.last_ms, value)
+        parcel.drift = {}
+
+    def _send_tags(self, sink: MlflowSink, run_id: str, parcel: _Parcel) -> None:
+        for piece in chunks(list(parcel.tags.items()), TAGS_PER_REQUEST):
+            refused = self._send_or_split(
+                piece, lambda items: sink.set_tags(run_id, {key: value for key, (_, value) in items})
+            )
+            for key, (at_ms, value) in piece:
+                del parcel.tags[key]
+                self.state.tag_times_ms[key] = at_ms
+                if key in refused:
+                    self._bury_one("tag", {key: value}, refused[key])
+
+    def _send_points(self, sink: MlflowSink, run_id: str, parcel: _Parcel) -> None:
+        last_steps = self.state.last_steps
+        while parcel.points:
+            piece = list(enumerate(parcel.points[:METRICS_PER_REQUEST]))
+            refused = self._send_or_split(
+                piece, lambda items: sink.log_points(run_id, [point for _, point in items])
+            )
+            for index, point in piece:
+                if index in refused:
+                    self._bury_one("metric", _content(point), refused[index])
+                elif point.step > last_steps.get(point.key, -1):
+                    last_steps[point.key] = point.step
+            del parcel.points[: len(piece)]
 
     def _place(self, parcel: _Parcel) -> None:
         """Set the points of a continued run against what the run held before."""
@@ -384,7 +397,9 @@ class RunDelivery:
                 tags = {**header.get("tags", {}), **self._parent_tags(header)}
                 tags |= {UID_TAG: self.folder.uid, ATTEMPT_TAG: str(header.get("attempt", 0))}
                 try:
-                    run = sink.create_run(experiment_id, header.get("run_name"), int(header["start_ms"]), tags)
+                    run = sink.create_run(
+                        experiment_id, header.get("run_name"), int(header["start_ms"]), tags
+                    )
                 except Unavailable as error:
                     self.state.is_doubtful |= error.is_unclear
                     raise
@@ -417,7 +432,9 @@ class RunDelivery:
         state = self.state
         if state.is_ended or state.run_id is None or self._is_gone:
             return None
-        openers = [reader for reader in self._readers.values() if (reader.header or {}).get("role") == "opener"]
+        openers = [
+            reader for reader in self._readers.values() if (reader.header or {}).get("role") == "opener"
+        ]
         if not openers:
             return None
         newest = max(openers, key=_attempt)
@@ -465,7 +482,9 @@ class RunDelivery:
                     raise
                 sink.set_tags(twin.info.run_id, {"mlpipeline.twin_of": run_id})
                 sink.set_status(twin.info.run_id, "KILLED", self.state.last_ms or None)
-                logger.warning("run %s is a twin of %s and may not be deleted: %s", twin.info.run_id, run_id, error)
+                logger.warning(
+                    "run %s is a twin of %s and may not be deleted: %s", twin.info.run_id, run_id, error
+                )
 
     # --- files -----------------------------------------------------------------------------------
 
@@ -597,14 +616,18 @@ class RunDelivery:
     def _give_up(self, reason: str) -> None:
         self._is_gone = True
         self.set_problem(f"the run cannot be written any more: {reason}")
-        logger.warning("run %s: %s; its records go to %s", self.folder.uid, reason, self._home.dead_file(self.folder.uid))
+        logger.warning(
+            "run %s: %s; its records go to %s", self.folder.uid, reason, self._home.dead_file(self.folder.uid)
+        )
 
     def _bury(self, parcel: _Parcel) -> None:
         reason = self.state.problem or "the run is gone"
         for point in parcel.points:
-            content = {"key": point.key, "value": point.value, "step": point.step, "ms": point.timestamp_ms}
-            self._bury_one("metric", content, reason)
-        for kind, contents in (("param", parcel.params), ("tag", {k: v for k, (_, v) in parcel.tags.items()})):
+            self._bury_one("metric", _content(point), reason)
+        for kind, contents in (
+            ("param", parcel.params),
+            ("tag", {k: v for k, (_, v) in parcel.tags.items()}),
+        ):
             for key, value in contents.items():
                 self._bury_one(kind, {key: value}, reason)
         for dataset in parcel.datasets:
@@ -625,6 +648,10 @@ class RunDelivery:
             self.state.refused += 1
             if self._parcel is not None and kind not in ("artifact", "model", "version"):
                 self._parcel.refused += 1
+
+
+def _content(point: Point) -> dict[str, Any]:
+    return {"key": point.key, "value": point.value, "step": point.step, "ms": point.timestamp_ms}
 
 
 def _attempt(reader: JournalReader) -> int:

@@ -17,13 +17,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlpipeline
 from mlpipeline.tracking import liveness
 from mlpipeline.tracking.home import Home, read_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger("mlpipeline")
 
@@ -39,7 +41,9 @@ _FIRST_SIGN_S = 8.0
 _LAUNCH = "import os,sys\nif os.fork():os._exit(0)\nos.setsid()\nos.execv(sys.argv[1],sys.argv[1:])"
 # Not -m: sys.path[0] would be the working directory. The package's own folder comes last, behind
 # everything the interpreter finds by itself.
-_COURIER = "import sys;sys.path.append(sys.argv[1]);from mlpipeline.tracking.courier import main;main(sys.argv[2])"
+_COURIER = (
+    "import sys;sys.path.append(sys.argv[1]);from mlpipeline.tracking.courier import main;main(sys.argv[2])"
+)
 
 _by_home: dict[Path, Dispatch] = {}
 
@@ -93,7 +97,10 @@ class Dispatch:
             except OSError as error:
                 if not self._is_told:
                     self._is_told = True
-                    logger.warning("cannot start the courier: %s. Records are kept; send them with: mlpipeline sync", error)
+                    logger.warning(
+                        "cannot start the courier: %s. Records are kept; send them with: mlpipeline sync",
+                        error,
+                    )
 
     def _start_thread(self) -> None:
         if self._thread is not None and self._thread.is_alive():
@@ -110,7 +117,7 @@ class Dispatch:
         log = os.open(self.home.courier_log, flags, 0o600)
         try:
             courier = [sys.executable, "-c", _COURIER, str(package), str(self.home.path)]
-            subprocess.run(  # noqa: S603 - our own interpreter and code
+            subprocess.run(
                 [sys.executable, "-I", "-S", "-c", _LAUNCH, *courier],
                 cwd=self.home.path,
                 stdin=subprocess.DEVNULL,
@@ -130,7 +137,11 @@ class Dispatch:
         return None
 
     def wait(
-        self, is_met: Callable[[], bool], *, destination: str | None = None, insist_s: float | None = None,
+        self,
+        is_met: Callable[[], bool],
+        *,
+        destination: str | None = None,
+        insist_s: float | None = None,
         patience_s: float = PATIENCE_S,
     ) -> bool:
         """Wait until a condition holds, as long as the courier makes progress.

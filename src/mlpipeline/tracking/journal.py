@@ -25,14 +25,17 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.errors import ConfigError
 from mlpipeline.tracking import liveness, records
-from mlpipeline.tracking.home import Home, RunFolder
 from mlpipeline.tracking.records import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from mlpipeline.tracking.home import Home, RunFolder
 
 logger = logging.getLogger("mlpipeline")
 
@@ -205,8 +208,7 @@ class JournalWriter:
             key_set = self._key_sets.get(names) or self._new_key_set(names)
             if step is None:
                 return self._append_counted(key_set, values, timestamp_ms)
-            if step > key_set.highest_step:
-                key_set.highest_step = step
+            key_set.highest_step = max(key_set.highest_step, step)
             clock = key_set.clock
             if timestamp_ms <= clock.last_timestamp_ms:
                 timestamp_ms = clock.last_timestamp_ms
@@ -348,8 +350,9 @@ class JournalWriter:
         self._begin()
         self._is_closed = is_closed
         self.dropped = 0
-        # The child did not open the run: it may add to it but never end it.
-        self._header["role"] = "attached"
+        if self._header.get("role") == "opener":
+            # The child did not open the run: it may add to it but never end it.
+            self._header["role"] = "attached"
 
 
 def _after_fork_in_child() -> None:
@@ -387,13 +390,13 @@ class JournalReader:
 
     def look(self) -> bool:
         """Tell whether the run's header is known, reading it where it is not; the position stays."""
-        if self.header is None:
-            for number in self.folder.writers().get(self.writer, []):
-                with contextlib.suppress(OSError), open(self.folder.segment(self.writer, number), "rb") as file:
+        for number in self.folder.writers().get(self.writer, ()) if self.header is None else ():
+            try:
+                with open(self.folder.segment(self.writer, number), "rb") as file:
                     self._check_version(file.read(records.PREAMBLE.size), number)
                     self._learn(records.scan(file.read(_HEADER_BYTES), 0, is_final=False).frames[:1])
-                if self.header is not None:
-                    break
+            except OSError:
+                continue
         return self.header is not None
 
     def is_alive(self) -> bool:
@@ -454,7 +457,8 @@ class JournalReader:
                     return []
                 if not self._is_primed:
                     self._prime(file, is_final)
-                frames, limit = [], limit_bytes
+                frames: list[records.Frame] = []
+                limit = limit_bytes
                 while not frames and self.offset < size:
                     file.seek(self.offset)
                     data = file.read(limit)
@@ -476,7 +480,7 @@ class JournalReader:
         except FileNotFoundError:
             return []
 
-    def _pass_preamble(self, data: bytes, is_final: bool) -> bool:  # noqa: FBT001
+    def _pass_preamble(self, data: bytes, is_final: bool) -> bool:
         if len(data) < records.PREAMBLE.size:
             if is_final:
                 self.offset = len(data)
@@ -494,7 +498,7 @@ class JournalReader:
             raise JournalTooNewError(self.folder.segment(self.writer, number), version)
         return bool(magic == b"MLPJ")
 
-    def _prime(self, file: Any, is_final: bool) -> None:  # noqa: ANN401, FBT001
+    def _prime(self, file: Any, is_final: bool) -> None:
         # Starting in the middle of a segment: its header and key sets stand before the position.
         self._is_primed = True
         file.seek(records.PREAMBLE.size)
@@ -527,4 +531,3 @@ class JournalTooNewError(Exception):
             f"{path} has journal format {version}; this mlpipeline reads up to "
             f"{records.FORMAT_VERSION}. Upgrade mlpipeline, then run: mlpipeline sync"
         )
-

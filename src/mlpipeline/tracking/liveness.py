@@ -16,6 +16,7 @@ modification time stands in: the owner touches it now and then.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import socket
@@ -107,10 +108,8 @@ def is_held(path: Path, owner_host: str | None = None) -> bool:
 
 def touch(path: Path) -> None:
     """Show other hosts that the owner of *path* lives."""
-    try:
+    with contextlib.suppress(OSError):
         os.utime(path)
-    except OSError:
-        pass
 
 
 def _is_touched(path: Path) -> bool:
@@ -136,10 +135,8 @@ def _forget_in_child() -> None:
     # Record locks are not inherited. Closing here cannot drop the parent's lock: closing drops only
     # the locks of the closing process.
     for descriptor in _held.values():
-        try:
+        with contextlib.suppress(OSError):
             os.close(descriptor)
-        except OSError:
-            pass
     _held.clear()
 
 

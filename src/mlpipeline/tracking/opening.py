@@ -20,19 +20,22 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlpipeline.core.config import MLflowConfig
 from mlpipeline.tracking import closing, surroundings
 from mlpipeline.tracking.dispatch import dispatch_for
 from mlpipeline.tracking.home import Home, new_uid
 from mlpipeline.tracking.journal import JournalWriter
 from mlpipeline.tracking.run import Journal, Run
 from mlpipeline.tracking.sink import Destination
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mlpipeline.core.config import MLflowConfig
 
 logger = logging.getLogger("mlpipeline")
 
@@ -129,7 +132,9 @@ def resolved(config: MLflowConfig, fluent: surroundings.FluentState | None = Non
 def destination_of(config: MLflowConfig) -> Destination:
     """Return where a resolved configuration sends its runs, independent of the working directory."""
     cwd = Path.cwd()
-    tracking_uri = surroundings.absolute_uri(config.tracking_uri or surroundings.default_tracking_uri(cwd), cwd)
+    tracking_uri = surroundings.absolute_uri(
+        config.tracking_uri or surroundings.default_tracking_uri(cwd), cwd
+    )
     registry_uri = surroundings.absolute_uri(config.registry_uri or tracking_uri, cwd)
     return Destination(tracking_uri, registry_uri, _user())
 

@@ -158,6 +158,12 @@ class Queries:
                 raise self._unknown(run_id) from error
             raise
 
+    def experiment_ids(self, experiment_names: Sequence[str]) -> list[str]:
+        """Ids of the experiments of these names that exist, in that order."""
+        client = self._client()
+        found = [client.get_experiment_by_name(name) for name in experiment_names]
+        return [experiment.experiment_id for experiment in found if experiment is not None]
+
     def search_runs(
         self,
         experiment_ids: Sequence[str],

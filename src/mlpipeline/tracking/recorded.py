@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.config import MLflowConfig
 from mlpipeline.core.errors import UsageError
 from mlpipeline.tracking.opening import open_run
 from mlpipeline.tracking.run import Run, status_of
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
 
 
 class Recorded:
@@ -31,7 +33,7 @@ class Recorded:
         run: Run | None = None,
         parent: Run | str | None = None,
         params: Mapping[str, Any] | None = None,
-        **overrides: Any,  # noqa: ANN401 - MLflowConfig's options, checked there
+        **overrides: Any,
     ) -> None:
         super().__init__()
         if run is not None and not isinstance(run, Run):
@@ -63,7 +65,7 @@ class Recorded:
         """Version of the registered model; waits, see `Run.model_version`."""
         return self._run.model_version if self._run is not None else None
 
-    def load_model(self) -> Any:  # noqa: ANN401 - the framework's own class
+    def load_model(self) -> Any:
         """Load the logged model back from MLflow, see `Run.load_model`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The frames of a journal: how one record becomes bytes, and bytes become records again.
+r"""The frames of a journal: how one record becomes bytes, and bytes become records again.
 
 A segment is a preamble and frames, nothing else::
 
@@ -22,11 +22,13 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 FORMAT_VERSION = 1
 PREAMBLE = struct.Struct("<4sHH")
@@ -80,7 +82,7 @@ class Frame:
         """Return the payload of a frame that is neither METRICS nor METRICS_STEPS."""
         content = json.loads(self.payload)
         if not isinstance(content, dict):
-            raise ValueError(f"a {self.kind.name} frame holds {type(content).__name__}, not an object")
+            raise ValueError(f"a {self.kind.name} frame holds no object")  # noqa: TRY004 - damage, no bug
         return content
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlpipeline.tracking.sink import Destination
+if TYPE_CHECKING:
+    from mlpipeline.tracking.sink import Destination
 
 
-def load_logged_model(destination: Destination, model_id: str) -> Any:  # noqa: ANN401 - the framework's class
+def load_logged_model(destination: Destination, model_id: str) -> Any:
     """Load a LoggedModel as the framework's own object, from the store it was logged to.
 
     Args:

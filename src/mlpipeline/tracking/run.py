@@ -19,21 +19,26 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from mlpipeline.core.config import MLflowConfig
+from typing_extensions import Self
+
 from mlpipeline.core.errors import UnloggableError, UsageError
 from mlpipeline.tracking import closing, names
 from mlpipeline.tracking.account import LOCAL_PREFIX, DeliveryCounts, counts_of
 from mlpipeline.tracking.dispatch import Dispatch, dispatch_for
-from mlpipeline.tracking.home import Home, RunState
 from mlpipeline.tracking.journal import JournalWriter
 from mlpipeline.tracking.records import Kind
 from mlpipeline.tracking.sink import Destination
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from mlpipeline.core.config import MLflowConfig
+    from mlpipeline.tracking.home import Home, RunState
 
 logger = logging.getLogger("mlpipeline")
 
@@ -206,9 +211,15 @@ class Run:
 
     def _plan(self, keys: tuple[str, ...]) -> tuple[tuple[str, ...], list[int] | None]:
         kept = [index for index, key in enumerate(keys) if self._keeps(str(key))]
-        mapped = tuple(names.metric_key(str(keys[index])) for index in kept)
+        mapped = self._keys([str(keys[index]) for index in kept])
         plan = self._plans[keys] = (mapped, kept if len(kept) != len(keys) else None)
         return plan
+
+    def _keys(self, originals: Sequence[str]) -> tuple[str, ...]:
+        """Return the keys under which MLflow holds these names; what was cut for length is tagged."""
+        if (cut := names.name_tags(originals)) and self._journal is not None:
+            self._append(Kind.TAGS, {"tags": cut})
+        return tuple(names.metric_key(name) for name in originals)
 
     def _settle_nonfinite(
         self, keys: tuple[str, ...], values: list[float], step: int | None
@@ -253,14 +264,15 @@ class Run:
             globs = () if self.config.redact is True else tuple(self.config.redact)
             flat = names.redact(flat, globs)
             long = {key: value for key, value in long.items() if flat.get(key) != names.REDACTED}
-        flat = {names.metric_key(key): value for key, value in flat.items() if self._keeps(key)}
+        flat = {key: value for key, value in flat.items() if self._keeps(key)}
         if flat:
-            self._append(Kind.PARAMS, {"params": flat}, is_synced=True)
+            keyed = dict(zip(self._keys(list(flat)), flat.values(), strict=True))
+            self._append(Kind.PARAMS, {"params": keyed}, is_synced=True)
         if long:
             self._long_params.update(long)
             self._log_file("params_full.json", lambda path: _write_json(path, self._long_params))
 
-    def log_param(self, key: str, value: Any) -> None:  # noqa: ANN401 - any value can be kept
+    def log_param(self, key: str, value: Any) -> None:
         """Record one hyperparameter; see `log_params`."""
         self.log_params({key: value})
 
@@ -272,16 +284,17 @@ class Run:
         """
         self._check_open("set_tags")
         if self._journal is not None and tags:
-            text = {names.metric_key(str(key)): str(value) for key, value in tags.items()}
+            keys = self._keys([str(key) for key in tags])
+            text = dict(zip(keys, map(str, tags.values()), strict=True))
             self._append(Kind.TAGS, {"tags": text})
 
-    def set_tag(self, key: str, value: Any) -> None:  # noqa: ANN401 - any value has a text
+    def set_tag(self, key: str, value: Any) -> None:
         """Set one tag; see `set_tags`."""
         self.set_tags({key: value})
 
     def log_dataset(
         self,
-        data: Any = None,  # noqa: ANN401 - a frame, an array, or anything with a length
+        data: Any = None,
         *,
         name: str = "dataset",
         context: str | None = None,
@@ -348,7 +361,9 @@ class Run:
             self._keep_spooled(Kind.ARTIFACT, place, {"file": name, "artifact_path": target})
 
     def log_artifacts(
-        self, local: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], artifact_path: str | None = None
+        self,
+        local: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        artifact_path: str | None = None,
     ) -> None:
         """Record files and folders; see `log_artifact`.
 
@@ -362,8 +377,8 @@ class Run:
             for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
                 self.log_artifact(path, artifact_path)
             return
-        for path in local:
-            self.log_artifact(path, artifact_path)
+        for item in local:
+            self.log_artifact(item, artifact_path)
 
     def log_text(self, text: str, artifact_file: str) -> None:
         """Record a text as the artifact *artifact_file*."""
@@ -384,7 +399,7 @@ class Run:
 
         self._log_file(artifact_file, write)
 
-    def log_table(self, data: Any, artifact_file: str) -> None:  # noqa: ANN401 - a frame or a mapping
+    def log_table(self, data: Any, artifact_file: str) -> None:
         """Record a table (a DataFrame, or a mapping of columns) that MLflow's UI shows as one."""
         self._check_open("log_table")
 
@@ -400,7 +415,7 @@ class Run:
         self._tables.append({"path": artifact_file, "type": "table"})
         self.set_tags({"mlflow.loggedArtifacts": json.dumps(self._tables)})
 
-    def log_figure(self, figure: Any, artifact_file: str, *, step: int | None = None) -> None:  # noqa: ANN401
+    def log_figure(self, figure: Any, artifact_file: str, *, step: int | None = None) -> None:
         """Record a matplotlib or plotly figure as it looks now.
 
         Args:
@@ -453,11 +468,11 @@ class Run:
 
     def log_model(
         self,
-        model: Any,  # noqa: ANN401 - any framework's model
+        model: Any,
         name: str = "model",
         *,
-        input_example: Any = None,  # noqa: ANN401 - whatever the model takes
-        signature: Any = "auto",  # noqa: ANN401 - MLflow's class, not imported here
+        input_example: Any = None,
+        signature: Any = "auto",
         step: int | None = None,
         register_as: str | None = None,
         params: Mapping[str, Any] | None = None,
@@ -500,7 +515,9 @@ class Run:
             "tags": {key: str(value) for key, value in (tags or {}).items()},
         }
         if self.config.log_model == "metadata":
-            record["tags"] |= {"mlpipeline.model_class": f"{type(model).__module__}.{type(model).__qualname__}"}
+            record["tags"] |= {
+                "mlpipeline.model_class": f"{type(model).__module__}.{type(model).__qualname__}"
+            }
             is_kept = self._append(Kind.MODEL, record)
         else:
             is_kept = False
@@ -592,7 +609,7 @@ class Run:
         found = self._model_state(lambda model: "version" in model)
         return int(found["version"]) if found else None
 
-    def load_model(self) -> Any:  # noqa: ANN401 - the framework's own class
+    def load_model(self) -> Any:
         """Load back the model logged last, from MLflow.
 
         Raises:
@@ -610,7 +627,7 @@ class Run:
 
     # --- children --------------------------------------------------------------------------------
 
-    def child(self, name: str | None = None, **options: Any) -> Run:  # noqa: ANN401 - config fields
+    def child(self, name: str | None = None, **options: Any) -> Run:
         """Open a run nested under this one, with the same configuration.
 
         Args:
@@ -644,7 +661,9 @@ class Run:
                 self._journal.close()
             self._status = status
         if self._journal is not None and self._journal.dropped:
-            logger.warning("%d records of run %s could not be written to disk", self._journal.dropped, self.uid)
+            logger.warning(
+                "%d records of run %s could not be written to disk", self._journal.dropped, self.uid
+            )
 
     def resume(self) -> None:
         """Open an ended run again, to add to it: a second ``fit``, a later ``test``."""
@@ -654,7 +673,9 @@ class Run:
             self._status = None
             self._is_told = False
             if isinstance(self._journal, JournalWriter):
-                self._header["attempt"] = max(int(self._header.get("attempt", 0)) + 1, time.time_ns() // 1_000_000)
+                self._header["attempt"] = max(
+                    int(self._header.get("attempt", 0)) + 1, time.time_ns() // 1_000_000
+                )
                 self._journal.reopen(self._header)
                 self._journal.open()
         if self._home is not None:
@@ -699,7 +720,7 @@ class Run:
 
             print_line(self)
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -768,7 +789,13 @@ class Run:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "uid": self.uid, "header": self._header, "home": self._home, "step": self.step}
+        return {
+            "config": self.config,
+            "uid": self.uid,
+            "header": self._header,
+            "home": self._home,
+            "step": self.step,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         header = {**state["header"], "role": "attached"}
@@ -803,7 +830,9 @@ class _SpoolPlace:
         self._folder = folder
         return folder / self._name
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
         if kind is None or self._folder is None:
             return False
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -833,5 +862,5 @@ def _not_a_number(metrics: Mapping[str, Any]) -> UnloggableError:
     return UnloggableError("a metric is not a number")
 
 
-def _write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - any structure
+def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")

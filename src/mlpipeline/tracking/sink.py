@@ -19,7 +19,6 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -28,13 +27,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from mlpipeline.core.config import public_uri
-from mlpipeline.tracking.records import Point
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
+
+    from mlpipeline.tracking.records import Point
 
 logger = logging.getLogger("mlpipeline")
 
@@ -115,7 +115,7 @@ class Destination:
     @property
     def key(self) -> str:
         """A short name for files and tables."""
-        text = "\0".join((self.tracking_uri, self.registry_uri, self.user))
+        text = f"{self.tracking_uri}\x00{self.registry_uri}\x00{self.user}"
         return blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property
@@ -194,14 +194,16 @@ class MlflowSink:
             client = self._connected(root)
             if id_ is not None:
                 return str(client.get_experiment(id_).experiment_id)
-            found = client.get_experiment_by_name(name)
+            found = client.get_experiment_by_name(str(name))
             if found is None:
                 try:
-                    return str(self._create_experiment(str(name), location, root))
-                except Exception as error:  # noqa: BLE001 - judged in the next line
+                    return self._create_experiment(str(name), location, root)
+                except Exception as error:
                     if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
                         raise
-                    found = client.get_experiment_by_name(name)
+                    found = client.get_experiment_by_name(str(name))
+            if found is None:
+                raise Unavailable(f"experiment {name!r} exists and cannot be found")
             if found.lifecycle_stage != "active":
                 raise Unavailable(
                     f"experiment {name!r} is deleted; restore it with: "
@@ -369,7 +371,7 @@ class MlflowSink:
             client = self._connected()
             try:
                 client.create_registered_model(name)
-            except Exception as error:  # noqa: BLE001 - judged in the next line
+            except Exception as error:
                 if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
                     raise
             for found in client.search_model_versions(f"name = '{_checked(name)}'"):
@@ -441,21 +443,21 @@ class MlflowSink:
                 return str(store.create_experiment(name, None, []))
         return str(client.create_experiment(name, artifact_location=location))
 
-    def _sql_store(self, root: str) -> Any:  # noqa: ANN401 - MLflow's class, imported only here
+    def _sql_store(self, root: str) -> Any:
         from mlflow.store.db.db_types import DATABASE_ENGINES
 
         if urlsplit(self.destination.tracking_uri).scheme.split("+")[0] not in DATABASE_ENGINES:
             return None
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        return SqlAlchemyStore(self.destination.tracking_uri, root)
+        return SqlAlchemyStore(self.destination.tracking_uri, root)  # type: ignore[no-untyped-call]  # MLflow's own
 
     def _do(self, call: Callable[[], _T]) -> _T:
         try:
             return call()
         except (Unavailable, Refused):
             raise
-        except Exception as error:  # noqa: BLE001 - every way in which a store can fail ends here
+        except Exception as error:
             raise judged(error) from error
 
 

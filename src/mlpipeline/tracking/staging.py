@@ -205,8 +205,8 @@ def flavor_of(model: Any) -> Flavor:
 def _flavor_of_root(root: str) -> Flavor | None:
     if root in _registered:
         return _registered[root]
-    if not root.isidentifier():
-        return None
+    if not root.isidentifier() or root.startswith("_"):
+        return None  # also the user's __main__, which would be our command line
     spec = importlib.util.find_spec(f"mlpipeline.{root}")
     # A package (mlpipeline.models) is no framework file, even if the user's own is called the same.
     if spec is None or spec.submodule_search_locations is not None:

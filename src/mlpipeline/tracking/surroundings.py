@@ -268,7 +268,7 @@ def absolute_uri(uri: str | os.PathLike[str], cwd: Path) -> str:
         *uri* itself unless it depends on the working directory.
     """
     text = os.fspath(uri)
-    folder = os.path.abspath(cwd)  # noqa: PTH100 - resolves `..` as text, as MLflow does, and no links
+    folder = os.path.abspath(cwd)
     sqlite = _SQLITE.fullmatch(text)
     if sqlite is not None:
         prefix, database, query = sqlite.groups()
@@ -280,7 +280,7 @@ def absolute_uri(uri: str | os.PathLike[str], cwd: Path) -> str:
         return text if path.startswith("/") else "file://" + os.path.normpath(f"{quote(folder)}/{path}")
     if _SCHEME.match(text) or text in _WITHOUT_SCHEME:
         return text
-    return os.path.normpath(os.path.join(folder, text or "mlruns"))  # noqa: PTH118 - see above
+    return os.path.normpath(os.path.join(folder, text or "mlruns"))
 
 
 def _sqlite_quoted(path: str) -> str:

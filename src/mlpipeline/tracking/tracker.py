@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Self
 
 from mlpipeline.core.config import MLflowConfig
 from mlpipeline.core.errors import UsageError
@@ -16,9 +15,14 @@ from mlpipeline.tracking.opening import destination_of, open_run, resolved
 from mlpipeline.tracking.run import Run, status_of
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
     import pandas as pd
 
     from mlpipeline.tracking.queries import MLflowRunInfo
+
 
 class MLflowTracker:
     """Starts runs and records to them without touching MLflow's fluent state.
@@ -41,7 +45,7 @@ class MLflowTracker:
     def __init__(
         self,
         config: MLflowConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
-        **overrides: Any,  # noqa: ANN401 - MLflowConfig's options, checked there
+        **overrides: Any,
     ) -> None:
         self.config = MLflowConfig.of(config, **overrides)
         self._runs: list[Run] = []
@@ -130,7 +134,7 @@ class MLflowTracker:
         if self._runs:
             self._runs.pop().end(status)
 
-    def __enter__(self) -> MLflowTracker:
+    def __enter__(self) -> Self:
         self._open(None, None)
         return self
 
@@ -179,19 +183,19 @@ class MLflowTracker:
         """Record a structure as JSON or YAML; see `Run.log_dict`."""
         self._active("log_dict").log_dict(content, artifact_file)
 
-    def log_table(self, data: Any, artifact_file: str) -> None:  # noqa: ANN401 - a frame or a mapping
+    def log_table(self, data: Any, artifact_file: str) -> None:
         """Record a table; see `Run.log_table`."""
         self._active("log_table").log_table(data, artifact_file)
 
-    def log_figure(self, figure: Any, artifact_file: str, *, step: int | None = None) -> None:  # noqa: ANN401
+    def log_figure(self, figure: Any, artifact_file: str, *, step: int | None = None) -> None:
         """Record a figure; see `Run.log_figure`."""
         self._active("log_figure").log_figure(figure, artifact_file, step=step)
 
-    def log_dataset(self, data: Any = None, **facts: Any) -> None:  # noqa: ANN401 - see Run.log_dataset
+    def log_dataset(self, data: Any = None, **facts: Any) -> None:
         """Record a dataset; see `Run.log_dataset`."""
         self._active("log_dataset").log_dataset(data, **facts)
 
-    def log_model(self, model: Any, name: str = "model", **options: Any) -> None:  # noqa: ANN401
+    def log_model(self, model: Any, name: str = "model", **options: Any) -> None:
         """Record a fitted model; see `Run.log_model`."""
         self._active("log_model").log_model(model, name, **options)
 
@@ -258,7 +262,9 @@ class MLflowTracker:
             UsageError: There is no such run.
         """
         self.flush()
-        return self._queries().compare_runs([self._resolved(run_id) for run_id in run_ids], only_diff=only_diff)
+        return self._queries().compare_runs(
+            [self._resolved(run_id) for run_id in run_ids], only_diff=only_diff
+        )
 
     def get_run_info(self, run_id: str | None = None) -> MLflowRunInfo:
         """Return what MLflow holds of a run; None asks for the active one, else the last one.
@@ -293,7 +299,11 @@ class _Nested:
     """A run of a tracker as a context manager."""
 
     def __init__(
-        self, tracker: MLflowTracker, name: str | None, tags: Mapping[str, Any] | None, description: str | None
+        self,
+        tracker: MLflowTracker,
+        name: str | None,
+        tags: Mapping[str, Any] | None,
+        description: str | None,
     ) -> None:
         self._tracker = tracker
         self._name = name
