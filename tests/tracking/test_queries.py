@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -150,13 +151,16 @@ def test_an_error_does_not_tell_the_servers_password(tmp_path: Path) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_store_that_cannot_be_opened_raises_mlflows_own_error(tmp_path: Path) -> None:
-    """The world's fault is not dressed up as the user's."""
-    blocked = tmp_path / "file"
-    blocked.write_text("not a database, and long enough to be seen as none" * 10)
+def test_a_server_that_does_not_answer_raises_mlflows_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The world's fault is not dressed up as the user's, nor as an empty answer."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as held:  # bound and not listening: nobody else gets the port
+        held.bind(("127.0.0.1", 0))
+        queries = Queries(f"http://127.0.0.1:{held.getsockname()[1]}")
 
-    with pytest.raises(Exception, match="file is not a database"):
-        Queries(f"sqlite:///{blocked}").get_run_info("0" * 32)
+        for ask in (queries.get_run_info, lambda run_id: queries.search_runs([run_id])):
+            with pytest.raises(MlflowException):
+                ask("1" * 32)
 
 
 def test_queries_travel_to_other_processes(store_uri: str, log: Callable[..., str]) -> None:

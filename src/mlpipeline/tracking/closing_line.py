@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -44,3 +45,4 @@ def closing_line(run: Run) -> str:
 
 def print_line(run: Run) -> None:
     """Print the closing line of a root run."""
+    print(closing_line(run), file=sys.stderr, flush=True)  # noqa: T201 - the one line that a run prints

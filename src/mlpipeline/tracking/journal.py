@@ -16,7 +16,6 @@ journal as soon as it can be written again.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
@@ -208,7 +207,8 @@ class JournalWriter:
             key_set = self._key_sets.get(names) or self._new_key_set(names)
             if step is None:
                 return self._append_counted(key_set, values, timestamp_ms)
-            key_set.highest_step = max(key_set.highest_step, step)
+            if step > key_set.highest_step:  # noqa: PLR1730 - max() costs a call, here in the hot path
+                key_set.highest_step = step
             clock = key_set.clock
             if timestamp_ms <= clock.last_timestamp_ms:
                 timestamp_ms = clock.last_timestamp_ms

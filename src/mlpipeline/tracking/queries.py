@@ -250,7 +250,7 @@ class Queries:
         }
         params = sorted({name for run in runs for name in run.params})
         metrics = sorted({name for run in runs for name in run.metrics})
-        clashing = set(columns) | (set(params) & set(metrics))
+        clashing = set(params) & set(metrics)
         for name in params:
             label = _label("params.", name, clashing, columns)
             columns[label] = _param_column([run.params.get(name) for run in runs])
@@ -345,7 +345,7 @@ def _duration_s(run: MLflowRunInfo) -> float:
 
 def _label(prefix: str, name: str, clashing: set[str], taken: dict[str, Any]) -> str:
     label = prefix + name if name in clashing else name
-    while label in taken:  # a param that is itself called "metrics.x"
+    while label in taken:  # a param called like one of the first columns, or itself "metrics.x"
         label = prefix + label
     return label
 

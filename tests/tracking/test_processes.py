@@ -1,0 +1,328 @@
+"""Real processes, ended in every way a process can end; a real courier beside them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from mlpipeline import MLflowConfig
+from mlpipeline.tracking import liveness
+from mlpipeline.tracking.account import account_of
+from mlpipeline.tracking.dispatch import Dispatch
+from mlpipeline.tracking.home import Home
+from mlpipeline.tracking.opening import open_run
+
+pytestmark = pytest.mark.process
+
+SEED = int(os.environ.get("MLPIPELINE_TEST_SEED", random.SystemRandom().randrange(2**31)))
+
+
+def start(code: str, **environ: str) -> subprocess.Popen[str]:
+    """Start a training script."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environ},
+    )
+
+
+def run_script(code: str, **environ: str) -> tuple[int, str, str]:
+    """Run a training script to its end: exit code, standard output, standard error."""
+    process = start(code, **environ)
+    out, error = process.communicate(timeout=90)
+    return process.returncode, out, error
+
+
+def statuses(uri: str, experiment: str) -> dict[str, str]:
+    """Return the status per run name."""
+    client = MlflowClient(uri, uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return {run.info.run_name: run.info.status for run in client.search_runs([found.experiment_id])}
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
+    """Wait until a condition holds."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "the condition never held"
+        time.sleep(0.05)
+
+
+def stop_courier(home: Path) -> None:
+    """End the courier process of a home, if there is one."""
+    from mlpipeline.tracking.account import courier_report
+
+    report = courier_report(Home(home))
+    if report and "pid" in report:
+        os.kill(report["pid"], signal.SIGKILL)
+
+
+@pytest.fixture
+def clean_courier(home: Path) -> Any:
+    """End this test's courier process when the test ends."""
+    yield
+    stop_courier(home)
+
+
+OPEN = """
+    import os, sys, time
+    from mlpipeline import MLflowConfig
+    from mlpipeline.tracking.opening import open_run
+    run = open_run(MLflowConfig(experiment_name="ends", run_name=sys.argv[1] if len(sys.argv) > 1 else "run"))
+    run.log_metrics({"loss": 0.5}, step=0)
+"""
+
+WAYS = {
+    "normal": ("", 0, "FINISHED"),
+    "exit-3": ("sys.exit(3)", 3, "FINISHED"),
+    "exception": ("raise ZeroDivisionError('mine')", 1, "FAILED"),
+    "ctrl-c": ("import signal; os.kill(os.getpid(), signal.SIGINT); time.sleep(5)", -signal.SIGINT, "KILLED"),
+    "sigterm": (
+        "import signal; os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)",
+        -signal.SIGTERM,
+        "KILLED",
+    ),
+    "os-exit": ("os._exit(0)", 0, "KILLED"),
+    "thread-exception": (
+        "import threading; t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join()",
+        0,
+        "FINISHED",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_open_run_gets_the_status_of_its_process_end(
+    way: str, store_uri: str, deliver: Callable[[], None]
+) -> None:
+    """The status is true, and the exit code is the one the process would have had without us."""
+    ending, expected_code, expected_status = WAYS[way]
+    code = f"{OPEN}    run_name = {way!r}\n    {ending}\n"
+    exit_code, _, error = run_script(code, MLFLOW_TRACKING_URI=store_uri, MLPIPELINE_DELIVERY="offline")
+    assert expected_code == exit_code
+    if way == "exception":
+        assert "ZeroDivisionError: mine" in error
+        assert "During handling" not in error
+    deliver()
+    assert {"run": expected_status} == statuses(store_uri, "ends")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_child_process_ends_its_own_run_and_not_its_parents(
+    method: str, store_uri: str, deliver: Callable[[], None], tmp_path: Path
+) -> None:
+    """Runs opened in children of multiprocessing get true statuses; a run handed over is added to, not ended."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import multiprocessing, sys
+        from mlpipeline import MLflowConfig
+        from mlpipeline.tracking.opening import open_run
+        CONFIG = MLflowConfig(experiment_name="ends")
+
+        def own(name, bad):
+            run = open_run(CONFIG.replace(run_name=name))
+            run.log_metrics({{"loss": 1.0}}, step=0)
+            if bad:
+                raise ZeroDivisionError
+
+        def guest(run):
+            run.log_metrics({{"from_child": 2.0}}, step=0)
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context({method!r})
+            parent = open_run(CONFIG.replace(run_name="parent"))
+            parent.log_metrics({{"loss": 0.5}}, step=0)
+            for target, args in ((own, ("good", False)), (own, ("bad", True)), (guest, (parent,))):
+                child = context.Process(target=target, args=args)
+                child.start()
+                child.join()
+            parent.log_metrics({{"loss": 0.25}}, step=1)
+        """)
+    )
+    environ = {**os.environ, "MLFLOW_TRACKING_URI": store_uri, "MLPIPELINE_DELIVERY": "offline"}
+    subprocess.run([sys.executable, script], check=True, env=environ, capture_output=True, timeout=90)
+    deliver()
+    assert {"good": "FINISHED", "bad": "FAILED", "parent": "FINISHED"} == statuses(store_uri, "ends")
+    client = MlflowClient(store_uri, store_uri)
+    experiment = client.get_experiment_by_name("ends")
+    assert experiment is not None
+    (parent,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'parent'")
+    assert 2.0 == parent.data.metrics["from_child"]
+    assert 2 == len(client.get_metric_history(parent.info.run_id, "loss"))
+
+
+def test_twenty_trainings_killed_lose_nothing_and_end_killed_without_help(
+    store_uri: str, home: Path, clean_courier: None
+) -> None:
+    """Kill -9 at 20 random moments: every call that returned is in MLflow once, and the courier ends the runs."""
+    print(f"seed {SEED}")
+    moments = random.Random(SEED)
+    code = """
+        import os, time
+        from mlpipeline import MLflowConfig
+        from mlpipeline.tracking.opening import open_run
+        run = open_run(MLflowConfig(experiment_name="killed", run_name=os.environ["NAME"]))
+        run.log_params({"name": os.environ["NAME"]})
+        os.write(1, b"p\\n")
+        for step in range(10**9):
+            run.log_metrics({"loss": step / 7, "acc": -step}, step=step)
+            os.write(1, b"%d\\n" % step)
+            time.sleep(0.0005)
+    """
+    returned: dict[str, int] = {}
+    for number in range(20):
+        process = start(code, NAME=f"run-{number}", MLFLOW_TRACKING_URI=store_uri)
+        assert process.stdout is not None
+        assert "p\n" == process.stdout.readline()
+        time.sleep(moments.uniform(0, 0.15))
+        process.kill()
+        lines = process.stdout.read().splitlines()
+        process.wait()
+        process.stdout.close()
+        assert process.stderr is not None
+        process.stderr.close()
+        # The last line may be cut; the call before it had returned.
+        returned[f"run-{number}"] = max((int(line) for line in lines[:-1] if line.isdigit()), default=-1)
+    client = MlflowClient(store_uri, store_uri)
+    assert Dispatch(Home(home), "process").wait(lambda: not list(Home(home).runs()), insist_s=100)
+    experiment = client.get_experiment_by_name("killed")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(returned) == set(runs)
+    for name, last in returned.items():
+        run = runs[name]
+        assert "KILLED" == run.info.status
+        assert name == run.data.params["name"]
+        for key, sign in (("loss", 1 / 7), ("acc", -1)):
+            points = client.get_metric_history(run.info.run_id, key)
+            steps = sorted(point.step for point in points)
+            assert list(range(len(steps))) == steps, "lost or doubled"
+            assert last < len(steps) <= last + 3 or last == -1
+            assert all(point.value == pytest.approx(point.step * sign) for point in points)
+
+
+def test_a_server_absent_from_start_to_end_costs_training_nothing(
+    store_uri: str, home: Path, clean_courier: None
+) -> None:
+    """Same exit code, no wait to speak of, one line with the next step; then sync delivers all of it."""
+    code = """
+        import time
+        from mlpipeline import MLflowConfig
+        from mlpipeline.tracking.opening import open_run
+        began = time.perf_counter()
+        run = open_run(MLflowConfig(experiment_name="absent"))
+        for step in range(200):
+            run.log_metrics({"loss": 1 / (step + 1)}, step=step)
+        run.end()
+        print(time.perf_counter() - began)
+    """
+    dead = "http://127.0.0.1:9"
+    exit_code, out, error = run_script(code, MLFLOW_TRACKING_URI=dead)
+    assert 0 == exit_code
+    assert 1.0 > float(out)
+    (line,) = [line for line in error.splitlines() if line.startswith("mlpipeline: absent")]
+    assert "mlpipeline sync" in line
+    (folder,) = Home(home).runs()
+    account = account_of(Home(home), folder.uid)
+    assert (0, 201) == (account.counts.delivered, account.counts.pending)
+    assert "does not answer" in (account.problem or "")
+
+
+def test_eight_threads_on_one_run_are_all_right(store_uri: str, deliver: Callable[[], None]) -> None:
+    """Every value of every thread, none of another's."""
+    config = MLflowConfig(tracking_uri=store_uri, experiment_name="threads", delivery="offline")
+    run = open_run(config)
+
+    def train(number: int) -> None:
+        for step in range(250):
+            run.log_metrics(
+                {f"loss-{number}": number * 1000 + step, "shared": step}, step=number * 250 + step
+            )
+
+    threads = [threading.Thread(target=train, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    run.end()
+    deliver()
+    client = MlflowClient(store_uri, store_uri)
+    experiment = client.get_experiment_by_name("threads")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert 2000 == len(client.get_metric_history(found.info.run_id, "shared"))
+    for number in range(8):
+        points = client.get_metric_history(found.info.run_id, f"loss-{number}")
+        expected = [(number * 250 + step, number * 1000 + step) for step in range(250)]
+        assert expected == sorted((point.step, point.value) for point in points)
+
+
+def test_a_killed_courier_is_replaced_and_nothing_is_lost(
+    store_uri: str, home: Path, clean_courier: None
+) -> None:
+    """OOM-style: the courier dies in the middle; whoever waits next starts another."""
+    config = MLflowConfig(tracking_uri=store_uri, experiment_name="oom")
+    run = open_run(config)
+    for step in range(3000):
+        run.log_metrics({"loss": step}, step=step)
+    wait_for(lambda: liveness.is_held(Home(home).courier_lock))
+    time.sleep(random.Random(SEED).uniform(0, 3))
+    stop_courier(home)
+    wait_for(lambda: not liveness.is_held(Home(home).courier_lock))
+    run._dispatch()._spawned_s = -1e9
+    run.end()
+    run.wait(insist_s=60)
+    client = MlflowClient(store_uri, store_uri)
+    experiment = client.get_experiment_by_name("oom")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert "FINISHED" == found.info.status
+    points = client.get_metric_history(found.info.run_id, "loss")
+    assert list(range(3000)) == sorted(point.step for point in points)
+
+
+def test_the_courier_imports_nothing_from_the_users_folder(
+    store_uri: str, home: Path, clean_courier: None
+) -> None:
+    """A stray random.py beside the training script is the user's own affair."""
+    Path("random.py").write_text("raise SystemExit('imported from the working directory')")
+    Path("mlflow.py").write_text("raise SystemExit('imported from the working directory')")
+    config = MLflowConfig(tracking_uri=store_uri, experiment_name="stray")
+    run = open_run(config)
+    run.log_metrics({"loss": 1.0}, step=0)
+    run.end()
+    assert 0 == run.wait(insist_s=60).pending
+    assert "working directory" not in Home(home).courier_log.read_text()
+
+
+def test_starting_a_courier_leaves_no_child_behind(store_uri: str, home: Path, clean_courier: None) -> None:
+    """It is nobody's child: no zombie, and no process group of the trainer's."""
+    code = """
+        import os, subprocess, time
+        from mlpipeline import MLflowConfig
+        from mlpipeline.tracking.opening import open_run
+        run = open_run(MLflowConfig(experiment_name="children"))
+        run.wait()
+        try:
+            print(os.waitpid(-1, os.WNOHANG))
+        except ChildProcessError:
+            print("no children")
+    """
+    _, out, _ = run_script(code, MLFLOW_TRACKING_URI=store_uri)
+    assert "no children\n" == out
