@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
 import pytest
@@ -18,6 +18,9 @@ from mlpipeline import MLflowConfig, MLflowTracker
 from mlpipeline.core.errors import UnloggableError, UsageError
 from mlpipeline.tracking.opening import open_run
 from mlpipeline.tracking.recorded import Recorded
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Deliver = Callable[[], None]
 OFFLINE = MLflowConfig(delivery="offline")

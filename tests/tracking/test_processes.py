@@ -10,9 +10,8 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from mlflow import MlflowClient
@@ -23,6 +22,9 @@ from mlpipeline.tracking.account import account_of
 from mlpipeline.tracking.dispatch import Dispatch
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.process
 
@@ -171,7 +173,7 @@ def test_twenty_trainings_killed_lose_nothing_and_end_killed_without_help(
     store_uri: str, home: Path, clean_courier: None
 ) -> None:
     """Kill -9 at 20 random moments: every call that returned is in MLflow once, and the courier ends the runs."""
-    print(f"seed {SEED}")
+    print(f"seed {SEED}")  # noqa: T201 - what a failure is repeated with (MLPIPELINE_TEST_SEED)
     moments = random.Random(SEED)
     code = """
         import os, time

@@ -53,6 +53,10 @@ _STARTING_AT_MOST_S = 90.0
 _LOOK_EVERY_S = 0.1
 _DELIVER_EVERY_S = 0.2
 _HURRY_S = 3.0
+_GUEST_READ_BYTES = 16 * 2**10
+_GUEST_EVERY_S = 0.5
+_NICENESS = 5
+"""Taken on after the first delivery; at 10 on a busy machine, importing MLflow took 23 s instead of 3."""
 
 
 class Allowance:
@@ -179,7 +183,7 @@ class Worker:
                     has_moved |= self._turn(delivery, sink, turn)
             wait_s = 0.0 if has_moved else _DELIVER_EVERY_S
             if self._courier.is_guest():
-                wait_s = max(wait_s, _DELIVER_EVERY_S, min(self._allowance.wait_s(), 30.0))
+                wait_s = max(_GUEST_EVERY_S, min(self._allowance.wait_s(), 30.0))
             self._courier.pause(wait_s)
 
     def _turn(
@@ -189,7 +193,7 @@ class Worker:
         backoff = self._backoffs.setdefault(key, Backoff())
         if not backoff.is_due():
             return False
-        before_s = time.thread_time()
+        before_s, was_starting = time.thread_time(), self.is_starting
         try:
             has_moved = turn(delivery, sink)
             self.is_starting &= not has_moved
@@ -211,7 +215,8 @@ class Worker:
                 delivery.set_problem("the courier failed unexpectedly; see courier.log")
             return False
         finally:
-            self._allowance.spend(time.thread_time() - before_s)
+            if not was_starting:  # importing MLflow is paid once and cannot be rationed
+                self._allowance.spend(time.thread_time() - before_s)
         if has_moved:
             if backoff.failures:
                 backoff.succeeded()
@@ -222,7 +227,11 @@ class Worker:
 
     def _deliver(self, delivery: RunDelivery, sink: MlflowSink) -> bool:
         was_ended = delivery.state.is_ended
-        count = delivery.deliver(sink)
+        if self._courier.is_guest():
+            delivery.deliver_latest(sink)
+            count = delivery.deliver(sink, _GUEST_READ_BYTES)
+        else:
+            count = delivery.deliver(sink)
         return bool(count) or delivery.state.is_ended != was_ended
 
     def _upload(self, delivery: RunDelivery, sink: MlflowSink) -> bool:
@@ -282,6 +291,7 @@ class Courier:
         self._workers: dict[str, Worker] = {}
         self._deliveries: dict[str, tuple[RunDelivery, Worker | None]] = {}
         self._progress = 0
+        self._moves = 0
         self._written: dict[str, Any] = {}
         self._has_live_writer = False
         self._is_hurried = False
@@ -308,6 +318,10 @@ class Courier:
     def moved(self) -> None:
         """Take note that something was delivered."""
         self._progress += 1
+        if self.owns_process and self._mode == "process" and self._moves == 0:
+            with contextlib.suppress(OSError):
+                os.nice(_NICENESS)
+        self._moves += 1
 
     # --- the loop --------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ sent by `upload` while `deliver` goes on.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mlpipeline")
 
-_READ_BYTES = 256 * 2**10
+READ_BYTES = 256 * 2**10
+_FAR_BYTES = 64 * 2**10
 _UPLOADS_AWAITED = 5
 """So many failures in a row of an upload, and the run ends without it: a finished training must not
 look RUNNING because an artifact store is down. The upload goes on being tried."""
@@ -150,8 +152,27 @@ class RunDelivery:
 
     # --- delivering ------------------------------------------------------------------------------
 
-    def deliver(self, sink: MlflowSink) -> int:
+    def deliver_latest(self, sink: MlflowSink) -> None:
+        """Send the newest point of each metric ahead of its turn, where the journals are far ahead.
+
+        A courier that keeps to its share falls behind a fast training; the live view is current all
+        the same. The point is sent once more in its turn, which changes nothing in MLflow.
+        """
+        if self.state.run_id is None or self._is_gone or self.state.floor:
+            return
+        for reader in self._readers.values():
+            if reader.behind_bytes() > _FAR_BYTES:
+                latest = reader.latest_points()
+                with contextlib.suppress(Refused):
+                    for piece in chunks(latest.values(), METRICS_PER_REQUEST):
+                        sink.log_points(str(self.state.run_id), piece)
+
+    def deliver(self, sink: MlflowSink, limit_bytes: int = READ_BYTES) -> int:
         """Look for journals and send the next parcel.
+
+        Args:
+            sink: Where to.
+            limit_bytes: How much of each journal makes a parcel.
 
         Returns:
             How many records were delivered.
@@ -167,7 +188,7 @@ class RunDelivery:
             return 0
         self.is_idle = False
         if self._parcel is None:
-            self._parcel = self._read()
+            self._parcel = self._read(limit_bytes)
         parcel = self._parcel
         if not self._is_gone:
             try:
@@ -197,7 +218,7 @@ class RunDelivery:
         self._end(sink)
         return count
 
-    def _read(self) -> _Parcel:
+    def _read(self, limit_bytes: int) -> _Parcel:
         parcel = _Parcel()
         # One attempt at a time, the earlier ones first: what they recorded first stands.
         by_attempt: dict[int, list[JournalReader]] = {}
@@ -205,7 +226,7 @@ class RunDelivery:
             by_attempt.setdefault(_attempt(reader), []).append(reader)
         for attempt in sorted(by_attempt):
             for reader in by_attempt[attempt]:
-                self._read_one(parcel, reader)
+                self._read_one(parcel, reader, limit_bytes)
             if parcel.positions:
                 parcel.attempt = attempt
                 parcel.is_resumed = any(
@@ -214,11 +235,11 @@ class RunDelivery:
                 break
         return parcel
 
-    def _read_one(self, parcel: _Parcel, reader: JournalReader) -> None:
+    def _read_one(self, parcel: _Parcel, reader: JournalReader, limit_bytes: int) -> None:
         # Asked before reading: whoever is dead by now has written all it ever will.
         is_alive = reader.is_alive()
         before = (reader.segment, reader.offset)
-        for frame in reader.read(is_final=not is_alive, limit_bytes=_READ_BYTES):
+        for frame in reader.read(is_final=not is_alive, limit_bytes=limit_bytes):
             try:
                 self._take(parcel, reader, frame)
             except (KeyError, ValueError, TypeError, AttributeError):

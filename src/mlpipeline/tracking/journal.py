@@ -16,6 +16,7 @@ journal as soon as it can be written again.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -41,6 +42,7 @@ logger = logging.getLogger("mlpipeline")
 SEGMENT_BYTES = 64 * 2**20
 _READ_BYTES = 2**20
 _HEADER_BYTES = 2**20
+_TAIL_BYTES = 32 * 2**10
 _REOPEN_EVERY_S = 5.0
 
 _writers: weakref.WeakSet[JournalWriter] = weakref.WeakSet()
@@ -435,6 +437,41 @@ class JournalReader:
             return False
         return self.segment < numbers[-1] or self.offset < self._size()
 
+    def behind_bytes(self) -> int:
+        """Return how many bytes stand behind the position, up to the end of the newest segment."""
+        numbers = self.folder.writers().get(self.writer, [])
+        sizes = [self._size(number) for number in numbers if number >= self.segment]
+        return max(0, sum(sizes) - self.offset)
+
+    def latest_points(self, window_bytes: int = _TAIL_BYTES) -> dict[str, records.Point]:
+        """Return the newest point per key at the end of the journal; the position stays.
+
+        Keys whose definition stands far from both ends are left out: this is a glance, the points
+        themselves come in their turn.
+        """
+        numbers = self.folder.writers().get(self.writer, [])
+        if not numbers:
+            return {}
+        latest: dict[str, records.Point] = {}
+        key_sets = self._key_sets.copy()
+        try:
+            with open(self.folder.segment(self.writer, numbers[-1]), "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                file.seek(records.PREAMBLE.size)
+                tail = max(records.PREAMBLE.size, size - window_bytes)
+                found = records.scan(file.read(window_bytes), 0, is_final=False).frames
+                file.seek(tail)
+                found += records.scan(file.read(window_bytes), 0, is_final=False).frames
+        except OSError:
+            return {}
+        for frame in found:
+            if frame.kind is Kind.KEYS:
+                key_sets.learn(frame)
+            elif frame.kind in {Kind.METRICS, Kind.METRICS_STEPS}:
+                with contextlib.suppress(KeyError, struct.error):
+                    latest.update({point.key: point for point in key_sets.points(frame)})
+        return latest
+
     def points(self, frame: records.Frame) -> list[records.Point]:
         """Return the points of a metrics frame; none, and damage counted, if its keys are lost."""
         try:
@@ -443,9 +480,9 @@ class JournalReader:
             self.damaged += 1
             return []
 
-    def _size(self) -> int:
+    def _size(self, number: int | None = None) -> int:
         try:
-            return self.folder.segment(self.writer, self.segment).stat().st_size
+            return self.folder.segment(self.writer, number or self.segment).stat().st_size
         except OSError:
             return 0
 

@@ -209,6 +209,12 @@ class KeySets:
     def __init__(self) -> None:
         self._names: dict[bytes, tuple[str, ...]] = {}
 
+    def copy(self) -> KeySets:
+        """Return key sets that know the same and learn by themselves."""
+        twin = KeySets()
+        twin._names |= self._names
+        return twin
+
     def learn(self, frame: Frame) -> None:
         """Take in a KEYS frame."""
         names = tuple(frame.json()["names"])
