@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SERVER_START_S = 100
 SERVER_STOP_S = 10
+ADMIN_PASSWORD = "a-password-of-twelve"
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +89,15 @@ def server(
     tmp_path_factory: pytest.TempPathFactory, copy_store: Callable[[Path, str], str]
 ) -> Iterator[Server]:
     """A real MLflow server with a store of its own, shared by the session: make your own experiments in it."""
-    folder = tmp_path_factory.mktemp("server")
+    with serving(tmp_path_factory.mktemp("server"), copy_store) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def serving(
+    folder: Path, copy_store: Callable[[Path, str], str], *options: str, **environ: str
+) -> Iterator[Server]:
+    """Run a real MLflow server in *folder* with more command-line options and environment variables."""
     log = folder / "server.log"
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
@@ -99,6 +108,7 @@ def server(
                 *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
                 *("--host", "127.0.0.1", "--port", str(port)),
                 *("--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts")),
+                *options,
             ],
             cwd=folder,
             env={
@@ -106,6 +116,7 @@ def server(
                 "MLFLOW_DISABLE_TELEMETRY": "true",
                 # Its job runner is a second process that no test needs.
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                **environ,
             },
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -118,6 +129,17 @@ def server(
         yield Server(uri=uri, log=log, pid=process.pid)
     finally:
         stop_group(process)
+
+
+@pytest.fixture(scope="session")
+def auth_server(
+    tmp_path_factory: pytest.TempPathFactory, copy_store: Callable[[Path, str], str]
+) -> Iterator[Server]:
+    """A real MLflow server that asks for a password: admin, `ADMIN_PASSWORD`."""
+    environ = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "not-a-secret", "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN_PASSWORD}
+    folder = tmp_path_factory.mktemp("auth-server")
+    with serving(folder, copy_store, "--app-name", "basic-auth", **environ) as found:
+        yield found
 
 
 def free_port() -> int:

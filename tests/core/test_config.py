@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from mlpipeline.core.config import MLflowConfig, credentials_for, options_table, public_uri
+from mlpipeline.core.config import MLflowConfig, options_table
+from mlpipeline.core.credentials import credentials_for, public_uri
 from mlpipeline.core.errors import ConfigError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"

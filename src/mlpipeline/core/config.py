@@ -5,7 +5,7 @@ An option has the value of the first of these that names it::
     keywords  >  the user's mlflow.set_*()  >  MLPIPELINE_*  >  MLFLOW_*  >  YAML file  >  default
     __init__     ╰───────────────────── resolved() ──────────────────╯      from_yaml
 
-From top to bottom: credentials in URIs; what a value may be (one `_Kind` each); the options and their
+From top to bottom: what a value may be (one `_Kind` each); the options and their
 methods; the names, variables and files that the methods read; the table for the documentation.
 """
 
@@ -21,72 +21,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from mlpipeline.core import credentials
 from mlpipeline.core.errors import ConfigError
 
-# --- Credentials in URIs ---------------------------------------------------------------------------
-
-_Origin = tuple[str, str, int]  # scheme, host, port
-_credentials: dict[_Origin, tuple[str, str]] = {}  # of this process alone: never pickled, shown or written
-
-# Patterns are plain strings: compiling them would cost every import 2 ms, and re keeps them once used.
-_AFTER_USER = r"(?s)(//[^:/?#@]*):.*@"  # up to the last @: too much rather than half of one
-_USER_ALONE = r"(?i)^((?:uc:)?https?://)[^:/?#@]*@"
-_WORD = r"(?:password|passwd|pwd|secret|token|sig|credentials?|(?:api|access|private|account)_?key)"
-_SECRET_QUERY = rf"(?i)([?&;]\w*(?:{_WORD}|odbc_connect)=)[^&;]*"
-_SECRET_NAME = rf"(?i)(?:^|[\W_]){_WORD}$"
-
-
-def public_uri(uri: str) -> str:
-    """Return *uri* fit to be shown: its password, token and secret query values are ``***``."""
-    return re.sub(
-        _SECRET_QUERY, r"\1***", re.sub(_USER_ALONE, r"\1***@", re.sub(_AFTER_USER, r"\1:***@", uri))
-    )
-
-
-def credentials_for(uri: str) -> tuple[str, str] | None:
-    """Return the user name and password that a configuration's URI of the same origin carried.
-
-    They stay in the process that made the configuration. Another one, such as a worker that unpickles
-    it, needs them in its environment (``MLFLOW_TRACKING_USERNAME``, ``MLFLOW_TRACKING_PASSWORD``).
-
-    Args:
-        uri: An HTTP URI; only its origin (scheme, host, port) counts.
-
-    Returns:
-        User name and password, ``""`` for a part that the URI left out. None when no configuration of
-        this process named any for that origin.
-    """
-    try:
-        return _credentials.get(_split_http(uri)[0])
-    except ValueError:
-        return None
-
-
-def _split_http(uri: str) -> tuple[_Origin, str, tuple[str, str] | None]:
-    """Split into origin, the URI without credentials, and these; ValueError if it is no HTTP URI."""
-    from urllib.parse import unquote, urlsplit  # here, because it costs 4 ms
-
-    parts = urlsplit(uri.removeprefix("uc:"))
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError(uri)
-    origin = parts.scheme, parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)
-    userinfo, at, _ = parts.netloc.rpartition("@")
-    if not at:
-        return origin, uri, None
-    secret = unquote(parts.username or ""), unquote(parts.password or "")
-    return origin, uri.replace(userinfo + at, "", 1), secret
+# --- What a value may be ---------------------------------------------------------------------------
 
 
 def _shown(value: Any, name: str = "") -> str:
     """Like repr, without credentials."""
-    if re.search(_SECRET_NAME, name):
+    if credentials.is_secret_name(name):
         return "'***'"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {_shown(item, str(key))}" for key, item in value.items()) + "}"
-    return repr(public_uri(value) if isinstance(value, str) else value)
-
-
-# --- What a value may be ---------------------------------------------------------------------------
+    return repr(credentials.public_uri(value) if isinstance(value, str) else value)
 
 
 class _Kind(NamedTuple):
@@ -188,13 +135,11 @@ def _store(plugin_group: str, *schemes: str) -> _Kind:
         engine = scheme.partition("+")[0]  # of sqlite+pysqlite, postgresql+psycopg2
         if engine in {"http", "https"} or (scheme == "uc" and "uc" in schemes):
             try:
-                origin, uri, credentials = _split_http(uri)
+                uri = _without_credentials(uri)
             except ValueError:
                 raise ValueError(
                     "http://host:port; percent-encode special characters of a password"
                 ) from None
-            if credentials:
-                _credentials[origin] = credentials
         elif engine == "sqlite" and (not re.match(r"[\w+]+:///.", uri) or ":memory:" in uri):
             raise ValueError("a database file after three slashes, such as sqlite:///mlflow.db")
         elif engine not in {"", "file", *schemes} and not _is_plugin(scheme, plugin_group):
@@ -204,6 +149,11 @@ def _store(plugin_group: str, *schemes: str) -> _Kind:
         return uri
 
     return _Kind(check)
+
+
+def _without_credentials(uri: str) -> str:
+    credentials.split(uri)  # refuses what is no URI of a host
+    return credentials.stripped(uri)
 
 
 def _scheme(uri: str) -> str:

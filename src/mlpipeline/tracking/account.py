@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlpipeline.core.config import public_uri
+from mlpipeline.core.credentials import public_uri
 from mlpipeline.core.errors import UsageError
 from mlpipeline.tracking import liveness
 from mlpipeline.tracking.home import Home, RunState, read_file

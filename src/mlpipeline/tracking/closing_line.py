@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from mlpipeline.core.config import public_uri
+from mlpipeline.core.credentials import public_uri
 
 if TYPE_CHECKING:
     from mlpipeline.tracking.run import Run

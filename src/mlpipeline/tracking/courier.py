@@ -25,7 +25,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlpipeline.core.config import public_uri
+from mlpipeline.core import credentials
+from mlpipeline.core.credentials import public_uri
 from mlpipeline.tracking import liveness
 from mlpipeline.tracking.delivery import NotYet, RunDelivery
 from mlpipeline.tracking.home import Home, replace_file
@@ -133,6 +134,7 @@ class Worker:
         self.destination = destination
         self.problem: str | None = None
         self.is_down = False
+        self.is_denied = False
         self.is_starting = True
         self.started_s = time.monotonic()
         self._courier = courier
@@ -201,6 +203,7 @@ class Worker:
             return False
         except Unavailable as error:
             self.is_starting = False
+            self.is_denied = error.is_denied
             backoff.failed(error)
             self._tell(str(error))
             if backoff.failures > 1 or error.is_unclear:
@@ -220,7 +223,7 @@ class Worker:
         if has_moved:
             if backoff.failures:
                 backoff.succeeded()
-                self.problem = None
+                self.problem, self.is_denied = None, False
             delivery.set_problem(None)
             self._courier.moved()
         return has_moved
@@ -453,7 +456,8 @@ class Courier:
                 key: {
                     "tracking_uri": public_uri(worker.destination.tracking_uri),
                     "problem": worker.problem,
-                    "is_down": worker.is_down,
+                    # Nothing arrives there for now: nobody answers, or our credentials are refused.
+                    "is_closed": worker.is_down or worker.is_denied,
                     "is_starting": worker.is_starting,
                 }
                 for key, worker in self._workers.items()
@@ -481,6 +485,7 @@ def main(home: str) -> None:
     )
     os.umask(0o077)
     quiet_mlflow()
+    credentials.take_over(os.environ.pop(credentials.VARIABLE, ""))
     Courier(Home(Path(home)), owns_process=True, mode="process").run()
 
 

@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import mlpipeline
+from mlpipeline.core import credentials
 from mlpipeline.tracking import liveness
 from mlpipeline.tracking.home import Home, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from mlpipeline.tracking.courier import Courier
 
 logger = logging.getLogger("mlpipeline")
 
@@ -80,6 +83,7 @@ class Dispatch:
         self._mode = chosen(delivery)
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._courier: Courier | None = None
         self._spawned_s = -1e9
         self._is_told = False
 
@@ -107,9 +111,15 @@ class Dispatch:
             return
         from mlpipeline.tracking.courier import Courier
 
-        courier = Courier(self.home, mode="thread")
-        self._thread = threading.Thread(target=courier.run, name="mlpipeline-courier", daemon=True)
+        self._courier = Courier(self.home, mode="thread")
+        self._thread = threading.Thread(target=self._courier.run, name="mlpipeline-courier", daemon=True)
         self._thread.start()
+
+    def stop(self) -> None:
+        """End the courier thread of this process, if there is one, and wait until it is gone."""
+        if self._courier is not None and self._thread is not None:
+            self._courier.stop()
+            self._thread.join()
 
     def _spawn(self) -> None:
         package = Path(mlpipeline.__file__).parents[1]
@@ -120,6 +130,7 @@ class Dispatch:
             subprocess.run(
                 [sys.executable, "-I", "-S", "-c", _LAUNCH, *courier],
                 cwd=self.home.path,
+                env={**os.environ, credentials.VARIABLE: credentials.exported()},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -177,14 +188,14 @@ class Dispatch:
                 has_sign = last is not None
                 if now_s - moved_s > (patience_s if has_sign else _FIRST_SIGN_S):
                     return is_met()
-                if has_sign and self._is_down(report, destination):
+                if has_sign and self._is_closed(report, destination):
                     return is_met()
             time.sleep(_POLL_S)
 
-    def _is_down(self, report: dict[str, Any], destination: str | None) -> bool:
+    def _is_closed(self, report: dict[str, Any], destination: str | None) -> bool:
         workers = report.get("destinations", {})
         chosen_workers = [worker for key, worker in workers.items() if destination in (None, key)]
-        return bool(chosen_workers) and all(worker.get("is_down") for worker in chosen_workers)
+        return bool(chosen_workers) and all(worker.get("is_closed") for worker in chosen_workers)
 
     def _report(self) -> dict[str, Any]:
         report = read_file(self.home.courier_file)

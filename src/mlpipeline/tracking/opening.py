@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlpipeline.core import credentials
 from mlpipeline.tracking import closing, surroundings
 from mlpipeline.tracking.dispatch import dispatch_for
 from mlpipeline.tracking.home import Home, new_uid
@@ -136,7 +137,8 @@ def destination_of(config: MLflowConfig) -> Destination:
         config.tracking_uri or surroundings.default_tracking_uri(cwd), cwd
     )
     registry_uri = surroundings.absolute_uri(config.registry_uri or tracking_uri, cwd)
-    return Destination(tracking_uri, registry_uri, _user())
+    # It is written into journals: credentials stay in memory, and in the courier's environment.
+    return Destination(credentials.stripped(tracking_uri), credentials.stripped(registry_uri), _user())
 
 
 def _user() -> str:
@@ -164,12 +166,16 @@ def _guest_of(fluent: surroundings.FluentState, asked: MLflowConfig, tracking_ur
     reason = None
     if fluent.active_run_is_autolog:
         reason = "it belongs to mlflow's autolog"
-    elif "tracking_uri" in asked.given and fluent.active_run_tracking_uri not in (None, tracking_uri):
+    elif "tracking_uri" in asked.given and not _is_same_store(fluent.active_run_tracking_uri, tracking_uri):
         reason = f"the configuration names another destination ({tracking_uri})"
     if reason is not None:
         logger.warning("not recording into the active MLflow run %s: %s", fluent.active_run_id, reason)
         return {}
     return {"role": "guest", "run_id": fluent.active_run_id}
+
+
+def _is_same_store(theirs: str | None, ours: str) -> bool:
+    return theirs is None or credentials.stripped(surroundings.absolute_uri(theirs, Path.cwd())) == ours
 
 
 def _continued() -> dict[str, Any]:

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mlpipeline")
 
 STATUSES = ("FINISHED", "FAILED", "KILLED")
-_TICK_MS = 10_000
+_TICKS_MS = (1_000, 3_000, 10_000)
+"""Pauses between looks at the courier: soon after the start, when most goes wrong, then rarely."""
 
 
 class Journal(Protocol):
@@ -113,7 +114,8 @@ class Run:
         self._ending = threading.Lock()
         self._is_told = False
         self._told: set[str] = set()
-        self._next_tick_ms = time.time_ns() // 1_000_000 + _TICK_MS
+        self._ticks = 0
+        self._next_tick_ms = time.time_ns() // 1_000_000 + _TICKS_MS[0]
 
     # --- identity --------------------------------------------------------------------------------
 
@@ -155,6 +157,8 @@ class Run:
                 patience_s=self.config.connect_timeout_s,
             )
             self._run_id = self._known_id() or f"{LOCAL_PREFIX}{self.uid}"
+            if self._run_id.startswith(LOCAL_PREFIX):
+                self._tell_problem()
         return self._run_id
 
     @property
@@ -766,15 +770,19 @@ class Run:
         return is_kept
 
     def _tick(self, now_ms: int) -> None:
-        """Once in ten seconds, inside a log call: is the courier there, and is it well?"""
-        self._next_tick_ms = now_ms + _TICK_MS
+        """Now and then, inside a log call: is the courier there, and is it well?"""
+        self._ticks += 1
+        self._next_tick_ms = now_ms + _TICKS_MS[min(self._ticks, len(_TICKS_MS) - 1)]
         if self._home is None or not isinstance(self._journal, JournalWriter):
             return
         self._journal.touch()
-        dispatch = self._dispatch()
-        dispatch.ensure()
-        problem = dispatch.problem(self._destination_key())
-        if problem and problem not in self._told:
+        self._dispatch().ensure()
+        self._tell_problem()
+
+    def _tell_problem(self) -> None:
+        """Say once per cause what keeps the records here."""
+        problem = self._dispatch().problem(self._destination_key())
+        if problem and problem not in self._told and self._home is not None:
             self._told.add(problem)
             logger.warning("%s. Recording goes on; everything is kept in %s.", problem, self._home.path)
 

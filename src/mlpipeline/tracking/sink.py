@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from mlpipeline.core.config import public_uri
+from mlpipeline.core.credentials import public_uri, with_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -415,7 +415,7 @@ class MlflowSink:
         import mlflow
 
         with _GLOBAL_URI:
-            mlflow.set_tracking_uri(self.destination.tracking_uri)
+            mlflow.set_tracking_uri(with_credentials(self.destination.tracking_uri))
             yield
 
     # --- connection ------------------------------------------------------------------------------
@@ -425,7 +425,10 @@ class MlflowSink:
             from mlflow import MlflowClient
 
             self._make_store(root)
-            self._client = MlflowClient(self.destination.tracking_uri, self.destination.registry_uri)
+            where = self.destination
+            self._client = MlflowClient(
+                with_credentials(where.tracking_uri), with_credentials(where.registry_uri)
+            )
         return self._client
 
     def _make_store(self, root: str | None) -> None:
@@ -450,7 +453,7 @@ class MlflowSink:
             return None
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        return SqlAlchemyStore(self.destination.tracking_uri, root)  # type: ignore[no-untyped-call]  # MLflow's own
+        return SqlAlchemyStore(with_credentials(self.destination.tracking_uri), root)  # type: ignore[no-untyped-call]  # MLflow's own
 
     def _do(self, call: Callable[[], _T]) -> _T:
         try:

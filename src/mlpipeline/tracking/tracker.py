@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from mlpipeline.core.config import MLflowConfig
+from mlpipeline.core.credentials import with_credentials
 from mlpipeline.core.errors import UsageError
 from mlpipeline.tracking import queries
 from mlpipeline.tracking.account import DeliveryCounts, resolved_run_id
@@ -281,7 +282,9 @@ class MLflowTracker:
 
     def _queries(self) -> queries.Queries:
         destination = destination_of(resolved(self.config))
-        return queries.Queries(destination.tracking_uri, destination.registry_uri)
+        return queries.Queries(
+            with_credentials(destination.tracking_uri), with_credentials(destination.registry_uri)
+        )
 
     def _experiment_ids(self, experiment_names: Sequence[str] | None) -> list[str]:
         if experiment_names is None:

@@ -1,0 +1,116 @@
+"""Credentials in URIs: taken out where they are found, kept in memory, put back where they are used.
+
+::
+
+    http://ann:pw@host:5000 ─ stripped ─► http://host:5000    in fields, journals, logs, tables
+                                └────► memory              ─ with_credentials ─► MLflow's client
+
+Never pickled, shown or written. A courier process gets those of its trainer through its environment
+(`exported`), and uses them only for the origin (scheme, host, port) they came with.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+VARIABLE = "MLPIPELINE_CREDENTIALS"
+"""Environment variable through which a courier gets the credentials of the trainer that starts it."""
+
+_Origin = tuple[str, str, int]  # scheme, host, port; port 0 is the scheme's own
+_credentials: dict[_Origin, tuple[str, str]] = {}
+_HTTP_PORTS = {"http": 80, "https": 443}
+
+# Patterns are plain strings: compiling them would cost every import 2 ms, and re keeps them once used.
+_AFTER_USER = r"(?s)(//[^:/?#@]*):.*@"  # up to the last @: too much rather than half of one
+_USER_ALONE = r"(?i)^((?:uc:)?https?://)[^:/?#@]*@"
+_WORD = r"(?:password|passwd|pwd|secret|token|sig|credentials?|(?:api|access|private|account)_?key)"
+_SECRET_QUERY = rf"(?i)([?&;]\w*(?:{_WORD}|odbc_connect)=)[^&;]*"
+_SECRET_NAME = rf"(?i)(?:^|[\W_]){_WORD}$"
+
+
+def public_uri(uri: str) -> str:
+    """Return *uri* fit to be shown: its password, token and secret query values are ``***``."""
+    return re.sub(
+        _SECRET_QUERY, r"\1***", re.sub(_USER_ALONE, r"\1***@", re.sub(_AFTER_USER, r"\1:***@", uri))
+    )
+
+
+def is_secret_name(name: str) -> bool:
+    """Tell whether a name says that its value is secret."""
+    return re.search(_SECRET_NAME, name) is not None
+
+
+def split(uri: str) -> tuple[_Origin, str, tuple[str, str] | None]:
+    """Split into origin, the URI without credentials, and these.
+
+    Raises:
+        ValueError: It has no host, or a port that is no number.
+    """
+    from urllib.parse import unquote, urlsplit  # here, because it costs 4 ms
+
+    parts = urlsplit(uri.removeprefix("uc:"))
+    if not parts.scheme or not parts.hostname:
+        raise ValueError(uri)
+    origin = parts.scheme, parts.hostname, parts.port or _HTTP_PORTS.get(parts.scheme, 0)
+    userinfo, at, _ = parts.netloc.rpartition("@")
+    if not at:
+        return origin, uri, None
+    secret = unquote(parts.username or ""), unquote(parts.password or "")
+    return origin, uri.replace(userinfo + at, "", 1), secret
+
+
+def stripped(uri: str) -> str:
+    """Return *uri* without credentials; those it carried are kept in this process's memory."""
+    try:
+        origin, bare, secret = split(uri)
+    except ValueError:
+        return uri
+    if secret:
+        _credentials[origin] = secret
+    return bare
+
+
+def credentials_for(uri: str) -> tuple[str, str] | None:
+    """Return the user name and password that a URI of the same origin carried.
+
+    They stay in the process that met them. Another one, such as a worker that unpickles a
+    configuration, needs them in its environment (``MLFLOW_TRACKING_USERNAME``,
+    ``MLFLOW_TRACKING_PASSWORD``).
+
+    Args:
+        uri: A URI; only its origin (scheme, host, port) counts.
+
+    Returns:
+        User name and password, ``""`` for a part that the URI left out. None when none is known.
+    """
+    try:
+        return _credentials.get(split(uri)[0])
+    except ValueError:
+        return None
+
+
+def with_credentials(uri: str) -> str:
+    """Return *uri* with the credentials that are known for its origin, for a client to connect with."""
+    from urllib.parse import quote
+
+    known = credentials_for(uri)
+    if known is None or "://" not in uri:
+        return uri
+    user, password = (quote(part, safe="") for part in known)
+    scheme, _, rest = uri.partition("://")
+    return f"{scheme}://{user}:{password}@{rest}" if password else f"{scheme}://{user}@{rest}"
+
+
+def exported() -> str:
+    """Return what is known, as the text for a courier's environment."""
+    return json.dumps([[*origin, *secret] for origin, secret in _credentials.items()])
+
+
+def take_over(text: str) -> None:
+    """Take over what `exported` gave; what cannot be read is left alone."""
+    try:
+        for scheme, host, port, user, password in json.loads(text):
+            _credentials[scheme, host, port] = (user, password)
+    except (TypeError, ValueError):
+        return
