@@ -342,6 +342,7 @@ class Courier:
             return False
         try:
             self._report("serving")
+            self.home.forget_done()
             while True:
                 self._serve(until_idle=until_idle)
                 # A writer that probed the lock a moment ago believed itself served: look again

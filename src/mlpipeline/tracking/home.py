@@ -21,10 +21,12 @@ Only the writers write journals, only the courier writes state. Everything is cr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 import sys
+import time
 import uuid
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -265,6 +267,27 @@ class Home:
     def done_file(self, uid: str) -> Path:
         """Return where a finished run's last state is kept."""
         return self.path / "done" / f"{uid}.json"
+
+    def forget_done(self) -> None:
+        """Delete the records of runs that were done more than `DONE_KEPT_DAYS` ago."""
+        oldest_s = time.time() - DONE_KEPT_DAYS * 86_400
+        folder = self.path / "done"
+        for name in os.listdir(folder):
+            try:
+                if (folder / name).stat().st_mtime < oldest_s:
+                    (folder / name).unlink()
+            except OSError:
+                continue
+
+    def spooled_bytes(self) -> int:
+        """Return how much waits in the spools of all runs."""
+        total = 0
+        for run in self.runs():
+            for folder, _, names in os.walk(run.spool):
+                for name in names:
+                    with contextlib.suppress(OSError):
+                        total += os.lstat(os.path.join(folder, name)).st_size
+        return total
 
     def dead_file(self, uid: str) -> Path:
         """Return where a run's dead letters are kept."""

@@ -106,7 +106,8 @@ def open_run(
         header["tags"] = {**surroundings.source_tags(os.environ), **run_tags}
     uid = uid or new_uid()
     if _recording:
-        return Run(config, uid, header, journal=_recording[-1], home=None)
+        return _watched(Run(config, uid, header, journal=_recording[-1], home=None))
+    _tell_new_store(config, where)
     home = Home.at(config.journal_dir)
     journal = JournalWriter(home, uid, header)
     run = Run(config, uid, header, journal=journal, home=home)
@@ -116,6 +117,12 @@ def open_run(
         run.set_tags(run_tags)
     if header["role"] == "opener":
         closing.watch(run)
+    return _watched(run)
+
+
+def _watched(run: Run) -> Run:
+    if run.config.log_system_metrics:
+        run.watch_system()
     return run
 
 
@@ -172,6 +179,13 @@ def _guest_of(fluent: surroundings.FluentState, asked: MLflowConfig, tracking_ur
         logger.warning("not recording into the active MLflow run %s: %s", fluent.active_run_id, reason)
         return {}
     return {"role": "guest", "run_id": fluent.active_run_id}
+
+
+def _tell_new_store(config: MLflowConfig, where: Destination) -> None:
+    if config.tracking_uri is None and not where.sqlite_file().exists():
+        logger.warning(
+            "no tracking URI is configured: recording into a new MLflow store, %s", where.tracking_uri
+        )
 
 
 def _is_same_store(theirs: str | None, ours: str) -> bool:

@@ -23,8 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from typing_extensions import Self
-
 from mlpipeline.core.errors import UnloggableError, UsageError
 from mlpipeline.tracking import closing, names
 from mlpipeline.tracking.account import LOCAL_PREFIX, DeliveryCounts, counts_of
@@ -37,14 +35,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from typing_extensions import Self
+
     from mlpipeline.core.config import MLflowConfig
     from mlpipeline.tracking.home import Home, RunState
+    from mlpipeline.tracking.system_metrics import SystemMetrics
 
 logger = logging.getLogger("mlpipeline")
 
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 _TICKS_MS = (1_000, 3_000, 10_000)
 """Pauses between looks at the courier: soon after the start, when most goes wrong, then rarely."""
+
+SPOOL_LIMIT_BYTES = 20 * 10**9
+"""Beyond so much waiting in the spools of a home, a model is recorded without its files."""
 
 
 class Journal(Protocol):
@@ -111,6 +115,7 @@ class Run:
         self._nonfinite: set[str] = set()
         self._models: list[dict[str, Any]] = []
         self._tables: list[dict[str, str]] = []
+        self._system_metrics: SystemMetrics | None = None
         self._ending = threading.Lock()
         self._is_told = False
         self._told: set[str] = set()
@@ -494,7 +499,7 @@ class Run:
             input_example: A few rows of input; the signature is inferred from it.
             signature: An MLflow signature; "auto" infers it from the example, None leaves it out.
             step: Step of the training at which the model stood; None is the run's current one.
-            register_as: Name to register it under; None follows the configuration.
+            register_as: Name to register it under; None follows the configuration, "" does not register it.
             params: Params of the LoggedModel.
             tags: Tags of the LoggedModel.
             requirements: Pip requirements; None pins the framework and what the model uses.
@@ -518,7 +523,8 @@ class Run:
             "params": {key: str(value) for key, value in (params or {}).items()},
             "tags": {key: str(value) for key, value in (tags or {}).items()},
         }
-        if self.config.log_model == "metadata":
+        has_files = self.config.log_model != "metadata" and not self._is_spool_full(name)
+        if not has_files:
             record["tags"] |= {
                 "mlpipeline.model_class": f"{type(model).__module__}.{type(model).__qualname__}"
             }
@@ -546,9 +552,22 @@ class Run:
         if not is_kept:
             return
         self._models.append(record)
-        registered = register_as or (self.config.model_name if self.config.register_model else None)
-        if registered:
-            self.register_model(registered)
+        if register_as is None and self.config.register_model:
+            register_as = self.config.model_name
+        if register_as and has_files:
+            self.register_model(register_as)
+
+    def _is_spool_full(self, name: str) -> bool:
+        if self._home is None or (held := self._home.spooled_bytes()) < SPOOL_LIMIT_BYTES:
+            return False
+        logger.warning(
+            "model %r of run %s is recorded without its files: %.1f GB wait in the spool already",
+            name,
+            self.uid,
+            held / 1e9,
+        )
+        self.set_tags({f"mlpipeline.without_files.{name}": "the spool was full"})
+        return True
 
     def register_model(self, name: str, *, model_uid: str | None = None) -> None:
         """Register the model logged last, or the one of *model_uid*, as a version of *name*.
@@ -631,6 +650,16 @@ class Run:
 
     # --- children --------------------------------------------------------------------------------
 
+    def watch_system(self) -> None:
+        """Record the machine's CPU, memory, disk, network and GPU use until the run ends.
+
+        Raises:
+            MissingExtraError: psutil is not installed.
+        """
+        from mlpipeline.tracking.system_metrics import SystemMetrics
+
+        self._system_metrics = SystemMetrics(self)
+
     def child(self, name: str | None = None, **options: Any) -> Run:
         """Open a run nested under this one, with the same configuration.
 
@@ -656,6 +685,8 @@ class Run:
         """
         if status not in STATUSES:
             raise UsageError(f"status {status!r} is unknown; accepted are {', '.join(STATUSES)}")
+        if self._system_metrics is not None:
+            self._system_metrics.stop()
         with self._ending:
             if self._status is not None:
                 return

@@ -424,6 +424,8 @@ class MlflowSink:
         if self._client is None:
             from mlflow import MlflowClient
 
+            if not self._owns_process:
+                _hush_our_threads()
             self._make_store(root)
             where = self.destination
             self._client = MlflowClient(
@@ -524,6 +526,24 @@ def chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
             piece = []
     if piece:
         yield piece
+
+
+class _NotOurThreads(logging.Filter):
+    """Drops what MLflow logs in the threads of a courier that lives in a user's process."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep everything that is not from our threads."""
+        return not str(record.threadName).startswith("mlpipeline-")
+
+
+_ours = _NotOurThreads()
+
+
+def _hush_our_threads() -> None:
+    # MLflow's handlers, not its loggers: a logger's filter does not see its children's records.
+    for name in ("mlflow", "alembic"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_ours)  # adding it again changes nothing
 
 
 def quiet_mlflow() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import Self
-
 from mlpipeline.core.config import MLflowConfig
 from mlpipeline.core.credentials import with_credentials
 from mlpipeline.core.errors import UsageError
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import pandas as pd
+    from typing_extensions import Self
 
     from mlpipeline.tracking.queries import MLflowRunInfo
 
