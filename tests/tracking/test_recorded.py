@@ -2,20 +2,80 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 from sklearn.linear_model import LinearRegression
 
+import mlpipeline
 from mlpipeline.core.config import MLflowConfig
 from mlpipeline.tracking.opening import open_run
+from mlpipeline.tracking.recorded import Recorded
+
+SRC = str(Path(mlpipeline.__file__).parents[1])
+
+SPAWNING = """
+import multiprocessing, sys
+from mlpipeline.tracking.recorded import Recorded
+
+def train(recorded):
+    recorded._open().log_metrics({"loss": 0.5}, step=0)
+    recorded._close()
+
+if __name__ == "__main__":
+    recorded = Recorded(tracking_uri=sys.argv[1], delivery="offline")
+    processes = [multiprocessing.get_context(sys.argv[2]).Process(target=train, args=(recorded,)) for _ in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    print(recorded.run.uid)
+"""
+
+
+def offline(store_uri, **options):
+    """A configuration whose runs wait for the `deliver` fixture."""
+    return MLflowConfig(tracking_uri=store_uri, delivery="offline", **options)
 
 
 def test_a_model_that_is_not_to_be_registered_makes_no_version(store_uri, deliver, mlflow_client):
     """An empty name says so for one model, where the configuration registers the others."""
-    run = open_run(
-        MLflowConfig(tracking_uri=store_uri, delivery="offline", register_model=True, model_name="digits")
-    )
+    run = open_run(offline(store_uri, register_model=True, model_name="digits"))
     model = LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
     run.log_model(model, "checkpoint", register_as="")
     run.log_model(model, "best")
     run.end()
     deliver()
     assert 1 == len(mlflow_client(store_uri).search_model_versions("name='digits'"))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_the_run_of_a_training_in_a_child_process_is_found(
+    method, store_uri, deliver, mlflow_client, tmp_path
+):
+    """Nothing comes back from the child; and two children that were given one name make two runs."""
+    script = tmp_path / "train.py"
+    script.write_text(SPAWNING)
+    command = [sys.executable, str(script), store_uri, method]
+    environ = {**os.environ, "PYTHONPATH": SRC}
+    uid = subprocess.run(command, env=environ, check=True, capture_output=True, text=True, timeout=60).stdout
+    deliver()
+    runs = mlflow_client(store_uri).search_runs(
+        [mlflow_client(store_uri).get_experiment_by_name("ml-pipeline-experiment").experiment_id]
+    )
+    assert ["FINISHED", "FINISHED"] == [run.info.status for run in runs]
+    assert uid.strip() in {run.data.tags["mlpipeline.uid"] for run in runs}
+
+
+def test_a_copy_has_runs_of_its_own(store_uri):
+    """A template copied for every fold must not put all of them into one run."""
+    template = Recorded(offline(store_uri))
+    folds = [copy.deepcopy(template) for _ in range(2)]
+    uids = {fold._open().uid for fold in folds}
+    assert 2 == len(uids)
+    assert template.run is None

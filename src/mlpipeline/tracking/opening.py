@@ -64,6 +64,7 @@ def open_run(
     tags: Mapping[str, Any] | None = None,
     uid: str | None = None,
     run_id: str | None = None,
+    proposed_uid: str | None = None,
 ) -> Run:
     """Open a run and record its start; returns before anything has reached MLflow.
 
@@ -73,6 +74,7 @@ def open_run(
         tags: Tags of this run, over those of the configuration.
         uid: Our name of the run, to continue it; None makes a new one.
         run_id: MLflow's id of that run where it is known.
+        proposed_uid: Our name of a new run, unless another process has taken it; see `attached_run`.
 
     Returns:
         The run; one that records nothing if the configuration says ``enabled=False``.
@@ -104,11 +106,13 @@ def open_run(
     is_new = header["role"] == "opener" and header["run_id"] is None and uid is None
     if is_new:
         header["tags"] = {**surroundings.source_tags(os.environ), **run_tags}
-    uid = uid or new_uid()
     if _recording:
-        return _watched(Run(config, uid, header, journal=_recording[-1], home=None))
+        return _watched(Run(config, uid or new_uid(), header, journal=_recording[-1], home=None))
     _tell_new_store(config, where)
     home = Home.at(config.journal_dir)
+    if uid is None and proposed_uid is not None and _claims(home, proposed_uid):
+        uid = proposed_uid
+    uid = uid or new_uid()
     journal = JournalWriter(home, uid, header)
     run = Run(config, uid, header, journal=journal, home=home)
     if journal.open():
@@ -124,6 +128,41 @@ def _watched(run: Run) -> Run:
     if run.config.log_system_metrics:
         run.watch_system()
     return run
+
+
+def _claims(home: Home, uid: str) -> bool:
+    """Take a name for a new run; False where a process that was given the same one was faster."""
+    if home.done_state(uid) is not None:
+        return False
+    try:
+        home.create()
+        os.mkdir(home.run(uid).path, mode=0o700)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True  # the disk's fault; the journal tells of it
+    return True
+
+
+def attached_run(config: MLflowConfig, uid: str) -> Run | None:
+    """Return a handle on the run that another process opened as *uid*; None where there is none (yet).
+
+    Args:
+        config: The configuration that the other process used.
+        uid: What was its `open_run`'s *proposed_uid*.
+    """
+    config = resolved(config)
+    home = Home.at(config.journal_dir)
+    if not home.run(uid).path.exists() and home.done_state(uid) is None:
+        return None
+    header = {
+        "role": "attached",
+        "destination": asdict(destination_of(config)),
+        "experiment": _experiment(config, Path.cwd()),
+        "run_name": config.run_name,
+        "run_id": config.run_id,
+    }
+    return Run(config, uid, header, journal=JournalWriter(home, uid, header), home=home)
 
 
 def resolved(config: MLflowConfig, fluent: surroundings.FluentState | None = None) -> MLflowConfig:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from multiprocessing.context import get_spawning_popen
 from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.config import MLflowConfig
 from mlpipeline.core.errors import UsageError
-from mlpipeline.tracking.opening import open_run
+from mlpipeline.tracking.home import new_uid
+from mlpipeline.tracking.opening import attached_run, open_run
 from mlpipeline.tracking.run import Run, status_of
 
 if TYPE_CHECKING:
@@ -44,26 +46,31 @@ class Recorded:
         self._params = dict(params or {})
         self._run: Run | None = run
         self._user: int | None = None
+        # The name of the next run is decided here, because a training may happen in a process that
+        # this one starts, of which nothing comes back but what it leaves in the journal home.
+        self._next_uid = new_uid()
 
     @property
     def run(self) -> Run | None:
         """The run of the current training, or of the last one; None before the first."""
+        if self._user is None and self._given_run is None:
+            self._take_over()
         return self._run
 
     @property
     def run_id(self) -> str | None:
         """MLflow's id of the run; waits for it only when read, see `Run.run_id`. None before the first."""
-        return self._run.run_id if self._run is not None else None
+        return run.run_id if (run := self.run) is not None else None
 
     @property
     def model_uri(self) -> str | None:
         """``models:/…`` of the logged model; waits, see `Run.model_uri`."""
-        return self._run.model_uri if self._run is not None else None
+        return run.model_uri if (run := self.run) is not None else None
 
     @property
     def model_version(self) -> int | None:
         """Version of the registered model; waits, see `Run.model_version`."""
-        return self._run.model_version if self._run is not None else None
+        return run.model_version if (run := self.run) is not None else None
 
     def load_model(self) -> Any:
         """Load the logged model back from MLflow, see `Run.load_model`.
@@ -71,9 +78,9 @@ class Recorded:
         Raises:
             UsageError: There was no training yet, or no model has reached MLflow.
         """
-        if self._run is None:
+        if (run := self.run) is None:
             raise UsageError("there is no logged model to load: no training was recorded yet")
-        return self._run.load_model()
+        return run.load_model()
 
     def _open(self, *, uid: str | None = None, is_continued: bool = False) -> Run:
         """Enter a training: return its run, opened unless it is the given one or goes on.
@@ -93,7 +100,8 @@ class Recorded:
         elif is_continued and self._run is not None:
             self._run.resume()
         else:
-            self._run = open_run(self.config, parent=self._parent, uid=uid)
+            self._run = open_run(self.config, parent=self._parent, uid=uid, proposed_uid=self._next_uid)
+            self._next_uid = new_uid()
         if self._params:
             self._run.log_params(self._params)
         return self._run
@@ -108,5 +116,15 @@ class Recorded:
         """Leave a training that an exception ended."""
         self._close(status_of(type(error)))
 
+    def _take_over(self) -> None:
+        """Make the run of a training in a process that this one started our own last run."""
+        if (run := attached_run(self.config, self._next_uid)) is not None:
+            self._run, self._next_uid = run, new_uid()
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_user": None}
+        state = {**self.__dict__, "_user": None, "_next_uid": new_uid()}
+        if get_spawning_popen() is not None:
+            # On its way into a new process: what that records, this instance is asked for. Any other
+            # copy (a fold's, a trial's) has runs of its own.
+            state["_run"], state["_next_uid"] = self.run, self._next_uid
+        return state
