@@ -1,0 +1,40 @@
+"""What a process tells its user when it ends: one line per root run, on standard error."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+TRAINING = """
+from mlpipeline import MLflowTracker
+with MLflowTracker({options}) as tracker:
+    tracker.log_metrics({{"loss": 0.5}})
+    with tracker.run("fold-1") as fold:
+        fold.log_metrics({{"loss": 0.25}})
+"""
+
+
+def train(**options):
+    """Run a training with two runs in a process of its own; return it when it has ended."""
+    code = TRAINING.format(options=", ".join(f"{name}={value!r}" for name, value in options.items()))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+@pytest.mark.process
+def test_a_root_run_prints_one_line_with_its_run_and_the_way_to_it(store_uri, mlflow_client):
+    """On standard error, after the delivery; its child prints none, and standard output stays empty."""
+    done = train(tracking_uri=store_uri, experiment_name="churn", run_name="first")
+    (run,) = mlflow_client(store_uri).search_runs(["1"], "attributes.run_name = 'first'")
+    way = f"look at it with: mlflow ui --backend-store-uri {store_uri}"
+    assert f"mlpipeline: churn / first · run {run.info.run_id} · {way}\n" == done.stderr
+    assert "" == done.stdout
+
+
+def test_what_could_not_be_sent_is_told_with_the_way_to_send_it(store_uri, home):
+    """One point and one end wait for whoever sends them."""
+    done = train(tracking_uri=store_uri, experiment_name="churn", run_name="first", delivery="offline")
+    expected = f"mlpipeline: churn / first · 2 records wait in {home} · send them with: mlpipeline sync"
+    assert [expected] == re.split(r"\n", done.stderr.strip())
