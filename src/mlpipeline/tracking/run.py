@@ -11,6 +11,7 @@ it stands: a metric that is not a number, a file that is not there, a run that h
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -19,6 +20,7 @@ import secrets
 import shutil
 import threading
 import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -436,21 +438,26 @@ class Run:
         self._check_open("log_figure")
 
         def write(path: Path) -> None:
+        rendered = b""
             if hasattr(figure, "savefig"):
                 figure.savefig(path)
+            nonlocal rendered
             elif path.suffix == ".html":
                 figure.write_html(str(path), include_plotlyjs="cdn", auto_open=False)
             else:
                 figure.write_image(str(path))
 
         self._log_file(artifact_file, write)
+            rendered = path.read_bytes()
         step = self.step if step is None else step
-        if step is not None and Path(artifact_file).suffix == ".png":
-            # MLflow's naming of image series (tracking/client.py, log_image).
-            key = Path(artifact_file).with_suffix("").as_posix().replace("/", "#")
+        if rendered and step is not None and Path(artifact_file).suffix == ".png":
+            # MLflow's naming of image series (tracking/client.py, log_image); its pages show the small
+            # copy first.
+            key = Path(artifact_file).with_suffix("").as_posix().replace("/", "~")
             now_ms = time.time_ns() // 1_000_000
-            stem = f"images/{key}%step%{step}%timestamp%{now_ms}%{secrets.token_hex(8)}"
-            self._log_file(f"{stem}.png", write)
+            stem = f"images/{key}+step+{step}+timestamp+{now_ms}+{uuid.uuid4()}"
+            self._log_file(f"{stem}.png", lambda path: path.write_bytes(rendered))
+            self._log_file(f"{stem}+compressed.webp", lambda path: _write_small(path, rendered))
             self.set_tags({"mlflow.loggedImages": "true"})
 
     def _log_file(self, artifact_file: str, write: Callable[[Path], Any]) -> None:
@@ -903,3 +910,15 @@ def _not_a_number(metrics: Mapping[str, Any]) -> UnloggableError:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
+def _write_small(path: Path, image: bytes) -> None:
+    """Write an image as MLflow's pages list it: 256 pixels at most, or whole without Pillow."""
+    try:
+        from PIL import Image
+    except ImportError:  # plotly draws without it
+        path.write_bytes(image)
+        return
+    with Image.open(io.BytesIO(image)) as small:
+        small.thumbnail((256, 256))
+        small.save(path)
+
+
