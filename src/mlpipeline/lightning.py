@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -286,9 +287,9 @@ class MLflowCallback(Recorded, pl.Callback):
             for kept in getattr(checkpoint, "best_k_models", {}):
                 if kept != best and Path(kept).exists():
                     other = _weights_of(module, kept)
-                    run.log_model(
-                        other, Path(kept).stem.replace("=", "-"), input_example=example, register_as=""
-                    )
+                    # MLflow refuses the dot that a metric in the file's name brings, "val_loss=0.25".
+                    name = re.sub(r"[^\w-]", "-", Path(kept).stem)
+                    run.log_model(other, name, input_example=example, register_as="")
         model = _weights_of(module, best if is_best else None)
         run.log_model(model, "model", input_example=example, tags=tags, step=_logger_step(trainer))
         if is_best and checkpoint.best_model_score is not None:

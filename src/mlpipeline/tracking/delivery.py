@@ -563,6 +563,7 @@ class RunDelivery:
         version = sink.version(known["model_id"], str(self.state.run_id), item)
         with self._changing:
             known["registered_as"], known["version"] = item["name"], version
+            known.setdefault("versions", {})[item["uid"]] = version
             self._save()
 
     def _spooled(self, name: str) -> Path:

@@ -52,6 +52,8 @@ _TICKS_MS = (1_000, 3_000, 10_000)
 SPOOL_LIMIT_BYTES = 20 * 10**9
 """Beyond so much waiting in the spools of a home, a model is recorded without its files."""
 
+_NOT_IN_MODEL_NAMES = set("/:.%\"'")  # mlflow.utils.validation._validate_logged_model_name
+
 
 class Journal(Protocol):
     """Where a run's records go: a `JournalWriter`, or memory in a user's unit test."""
@@ -116,6 +118,7 @@ class Run:
         self._long_params: dict[str, Any] = {}
         self._nonfinite: set[str] = set()
         self._models: list[dict[str, Any]] = []
+        self._version_uid: str | None = None
         self._tables: list[dict[str, str]] = []
         self._system_metrics: SystemMetrics | None = None
         self._ending = threading.Lock()
@@ -436,19 +439,19 @@ class Run:
                 the series of that name which MLflow's UI shows along the steps.
         """
         self._check_open("log_figure")
+        rendered = b""
 
         def write(path: Path) -> None:
-        rendered = b""
+            nonlocal rendered
             if hasattr(figure, "savefig"):
                 figure.savefig(path)
-            nonlocal rendered
             elif path.suffix == ".html":
                 figure.write_html(str(path), include_plotlyjs="cdn", auto_open=False)
             else:
                 figure.write_image(str(path))
+            rendered = path.read_bytes()
 
         self._log_file(artifact_file, write)
-            rendered = path.read_bytes()
         step = self.step if step is None else step
         if rendered and step is not None and Path(artifact_file).suffix == ".png":
             # MLflow's naming of image series (tracking/client.py, log_image); its pages show the small
@@ -506,19 +509,30 @@ class Run:
             input_example: A few rows of input; the signature is inferred from it.
             signature: An MLflow signature; "auto" infers it from the example, None leaves it out.
             step: Step of the training at which the model stood; None is the run's current one.
-            register_as: Name to register it under; None follows the configuration, "" does not register it.
+            register_as: Name to register it under; None follows the configuration, "" does not register.
             params: Params of the LoggedModel.
             tags: Tags of the LoggedModel.
             requirements: Pip requirements; None pins the framework and what the model uses.
             metadata: Free facts, kept in the MLmodel file.
 
         Raises:
-            UnloggableError: No framework here knows such a model.
+            UnloggableError: No framework here knows such a model, or MLflow refuses *name*.
+            ConfigError: MLflow refuses the name to register under.
             UsageError: The run has ended.
         """
         self._check_open("log_model")
         if self._journal is None or self.config.log_model is False:
             return
+        self._version_uid = None
+        if not name or set(name) & _NOT_IN_MODEL_NAMES:
+            raise UnloggableError(
+                f"cannot log a model as {name!r}: MLflow takes a name without / : . % \" and '"
+            )
+        registered = register_as
+        if registered is None and self.config.register_model:
+            registered = self.config.model_name
+        if registered:
+            self._check_registered_name(registered)
         from mlpipeline.tracking import staging
 
         uid = secrets.token_hex(16)
@@ -559,10 +573,8 @@ class Run:
         if not is_kept:
             return
         self._models.append(record)
-        if register_as is None and self.config.register_model:
-            register_as = self.config.model_name
-        if register_as and has_files:
-            self.register_model(register_as)
+        if registered and has_files:
+            self.register_model(registered)
 
     def _is_spool_full(self, name: str) -> bool:
         if self._home is None or (held := self._home.spooled_bytes()) < SPOOL_LIMIT_BYTES:
@@ -582,11 +594,13 @@ class Run:
         Alias, stage and description of the configuration are set on the version.
 
         Raises:
+            ConfigError: MLflow refuses *name*.
             UsageError: No model was logged to this run.
         """
         self._check_open("register_model")
         if self._journal is None:
             return
+        self._check_registered_name(name)
         if not self._models:
             raise UsageError("register_model needs a model: call log_model first")
         config = self.config
@@ -596,10 +610,11 @@ class Run:
             # Stages are deprecated in MLflow since 2.9; an alias of that name does their work.
             aliases.append(config.model_stage.lower())
             tags["stage"] = config.model_stage
+        self._version_uid = secrets.token_hex(16)
         self._append(
             Kind.VERSION,
             {
-                "uid": secrets.token_hex(16),
+                "uid": self._version_uid,
                 "name": name,
                 "model_uid": model_uid or self._models[-1]["uid"],
                 "aliases": aliases,
@@ -607,6 +622,10 @@ class Run:
                 "description": config.model_description,
             },
         )
+
+    def _check_registered_name(self, name: str) -> None:
+        # The configuration has the rule; the courier would hear it from MLflow when nobody listens.
+        self.config.replace(model_name=name)
 
     def _model_state(self, is_met: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
         if not self._models or self._home is None:
@@ -635,9 +654,12 @@ class Run:
 
     @property
     def model_version(self) -> int | None:
-        """The registered version of the model logged last; waits. None when it is not registered."""
-        found = self._model_state(lambda model: "version" in model)
-        return int(found["version"]) if found else None
+        """The version registered last, of the model logged last; waits. None when it is not registered."""
+        uid = self._version_uid
+        if uid is None:
+            return None
+        found = self._model_state(lambda model: uid in model.get("versions", {}))
+        return int(found["versions"][uid]) if found else None
 
     def load_model(self) -> Any:
         """Load back the model logged last, from MLflow.
@@ -908,8 +930,6 @@ def _not_a_number(metrics: Mapping[str, Any]) -> UnloggableError:
     return UnloggableError("a metric is not a number")
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
 def _write_small(path: Path, image: bytes) -> None:
     """Write an image as MLflow's pages list it: 256 pixels at most, or whole without Pillow."""
     try:
@@ -922,3 +942,5 @@ def _write_small(path: Path, image: bytes) -> None:
         small.save(path)
 
 
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
