@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def test_everything_recorded_is_seen_and_nothing_is_written(tmp_path: Path, home: Path) -> None:
     """Params, metrics under their own names, tags, files, models, statuses; the home stays absent."""
     with record() as recorded, MLflowTracker(MLflowConfig(tags={"team": "a"})) as tracker:
+        assert {"team": "a"} == recorded.tags
         tracker.log_params({"lr": 0.1, "net": {"layers": 2}})
         tracker.log_metrics({"ndcg@3": 0.5})
         tracker.log_metrics({"ndcg@3": 0.7})

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core import credentials
-from mlpipeline.tracking import closing, surroundings
+from mlpipeline.tracking import closing, names, surroundings
 from mlpipeline.tracking.dispatch import dispatch_for
 from mlpipeline.tracking.home import Home, new_uid
 from mlpipeline.tracking.journal import JournalWriter
@@ -42,6 +42,9 @@ logger = logging.getLogger("mlpipeline")
 
 _recording: list[Journal] = []
 """Journals in memory that take the place of the disk, innermost last; `mlpipeline.testing.record`."""
+
+_TAG_CHARS = 5000
+"""Longest tag value that every MLflow store takes when it makes a run; what is longer it cuts later."""
 
 _consumed = threading.Lock()
 """Held for good once a root run has taken MLFLOW_RUN_ID, which is meant for one run only."""
@@ -103,11 +106,16 @@ def open_run(
     run_tags = {key: str(value) for key, value in {**config.tags, **(tags or {})}.items()}
     if config.description:
         run_tags["mlflow.note.content"] = config.description
-    is_new = header["role"] == "opener" and header["run_id"] is None and uid is None
-    if is_new:
-        header["tags"] = {**surroundings.source_tags(os.environ), **run_tags}
+    late = run_tags
+    if header["role"] == "opener" and header["run_id"] is None and uid is None:
+        # One tag that MLflow refuses would refuse the run: those are set one by one, under a name it takes.
+        late = {key: value for key, value in run_tags.items() if not _is_plain_tag(key, value)}
+        plain = {key: value for key, value in run_tags.items() if key not in late}
+        header["tags"] = {**surroundings.source_tags(os.environ), **plain}
     if _recording:
-        return _watched(Run(config, uid or new_uid(), header, journal=_recording[-1], home=None))
+        run = _watched(Run(config, uid or new_uid(), header, journal=_recording[-1], home=None))
+        run.set_tags(run_tags)
+        return run
     _tell_new_store(config, where)
     home = Home.at(config.journal_dir)
     if uid is None and proposed_uid is not None and _claims(home, proposed_uid):
@@ -117,8 +125,7 @@ def open_run(
     run = Run(config, uid, header, journal=journal, home=home)
     if journal.open():
         dispatch_for(home, config.delivery).ensure()
-    if run_tags and not is_new:
-        run.set_tags(run_tags)
+    run.set_tags(late)
     if header["role"] == "opener":
         closing.watch(run)
     return _watched(run)
@@ -163,6 +170,10 @@ def attached_run(config: MLflowConfig, uid: str) -> Run | None:
         "run_id": config.run_id,
     }
     return Run(config, uid, header, journal=JournalWriter(home, uid, header), home=home)
+
+
+def _is_plain_tag(key: str, value: str) -> bool:
+    return names.is_accepted(key) and len(value) <= _TAG_CHARS
 
 
 def resolved(config: MLflowConfig, fluent: surroundings.FluentState | None = None) -> MLflowConfig:
