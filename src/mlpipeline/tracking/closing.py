@@ -12,7 +12,6 @@ import atexit
 import os
 import sys
 import time
-import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 _runs: dict[str, Run] = {}
 _state = {"pid": os.getpid(), "is_armed": False}
-_started: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
 def watch(run: Run) -> None:
@@ -32,12 +30,16 @@ def watch(run: Run) -> None:
         _state["is_armed"] = True
         _arm()
     _runs[run.uid] = run
-    _started.add(run)
 
 
 def forget(run: Run) -> None:
     """Take a run off the list: its line is printed, or it needs none."""
     _runs.pop(run.uid, None)
+
+
+def watched() -> list[Run]:
+    """Return the runs that this process opened and that are not settled yet."""
+    return list(_runs.values()) if _state["pid"] == os.getpid() else []
 
 
 def _arm() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mlpipeline.core.config import MLflowConfig
 from mlpipeline.core.credentials import with_credentials
 from mlpipeline.core.errors import UsageError
-from mlpipeline.tracking import queries
+from mlpipeline.tracking import closing, queries
 from mlpipeline.tracking.account import DeliveryCounts, resolved_run_id
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import destination_of, open_run, resolved
@@ -93,7 +93,10 @@ class MLflowTracker:
                 f"run {self._runs[-1].uid} is still active; call end_run() first, "
                 "or open a nested run with tracker.run()"
             )
-        return self._open(run_name, tags, description=description, run_id=run_id).run_id
+        options: dict[str, Any] = {"run_name": run_name, "description": description}
+        if run_id is not None:
+            options["run_id"] = self._resolved(run_id)
+        return self._open(tags, options).run_id
 
     def run(
         self,
@@ -108,23 +111,15 @@ class MLflowTracker:
         """
         return _Nested(self, run_name, tags, description)
 
-    def _open(
-        self,
-        run_name: str | None,
-        tags: Mapping[str, Any] | None,
-        *,
-        description: str | None = None,
-        run_id: str | None = None,
-    ) -> Run:
-        options = {
-            key: value
-            for key, value in (("run_name", run_name), ("description", description), ("run_id", run_id))
-            if value is not None
-        }
-        if "run_id" in options:
-            options["run_id"] = self._resolved(options["run_id"])
-        config = self.config.replace(**options)
-        run = open_run(config, parent=self.active_run, tags=tags)
+    def _open(self, tags: Mapping[str, Any] | None, options: Mapping[str, Any]) -> Run:
+        """Open a run with the given ones of *options*: nested under the active run, or at the top."""
+        given = {name: value for name, value in options.items() if value is not None}
+        parent = self.active_run
+        config = self.config
+        if parent is not None:
+            # A child goes where its parent is, and is a run with a name of its own.
+            config = parent.config.replace(run_id=None, run_name=None, description=None)
+        run = open_run(config.replace(**given), parent=parent, tags=tags)
         self._runs.append(run)
         self._opened.append(run)
         return run
@@ -135,7 +130,7 @@ class MLflowTracker:
             self._runs.pop().end(status)
 
     def __enter__(self) -> Self:
-        self._open(None, None)
+        self._open(None, {})
         return self
 
     def __exit__(
@@ -235,7 +230,8 @@ class MLflowTracker:
     ) -> list[MLflowRunInfo]:
         """Return the runs of the experiment that match, newest first.
 
-        Waits first until this process's records are delivered.
+        Waits first until what this process recorded for the same destination is delivered, by whatever
+        tracker or callback.
 
         Args:
             filter_string: MLflow's filter, such as ``"metrics.accuracy > 0.9"``; empty matches all.
@@ -246,9 +242,9 @@ class MLflowTracker:
         Raises:
             UsageError: MLflow refuses the filter.
         """
-        self.flush()
-        return self._queries().search_runs(
-            self._experiment_ids(experiment_names), filter_string, max_results, order_by
+        found = self._queries()
+        return found.search_runs(
+            self._experiment_ids(found, experiment_names), filter_string, max_results, order_by
         )
 
     def compare_runs(self, run_ids: Sequence[str], *, only_diff: bool = False) -> pd.DataFrame:
@@ -261,10 +257,8 @@ class MLflowTracker:
         Raises:
             UsageError: There is no such run.
         """
-        self.flush()
-        return self._queries().compare_runs(
-            [self._resolved(run_id) for run_id in run_ids], only_diff=only_diff
-        )
+        found = self._queries()
+        return found.compare_runs([self._resolved(run_id) for run_id in run_ids], only_diff=only_diff)
 
     def get_run_info(self, run_id: str | None = None) -> MLflowRunInfo:
         """Return what MLflow holds of a run; None asks for the active one, else the last one.
@@ -272,26 +266,31 @@ class MLflowTracker:
         Raises:
             UsageError: There is no such run.
         """
-        self.flush()
         if run_id is None:
-            if not self._opened:
-                raise UsageError("get_run_info needs a run id: this tracker has started no run")
-            run_id = str((self.active_run or self._opened[-1]).run_id)
-        return self._queries().get_run_info(self._resolved(run_id))
+            run = self.active_run or (self._opened[-1] if self._opened else None)
+            run_id = run.run_id if run is not None else None
+            if run_id is None:
+                raise UsageError("get_run_info needs a run id: this tracker has recorded no run")
+        found = self._queries()
+        return found.get_run_info(self._resolved(run_id))
 
     def _queries(self) -> queries.Queries:
+        """Return the queries, once what this process recorded for the same destination is there."""
         destination = destination_of(resolved(self.config))
+        for run in dict.fromkeys([*self._opened, *closing.watched()]):
+            if run.is_enabled and run.destination == destination:
+                run.wait()
         return queries.Queries(
             with_credentials(destination.tracking_uri), with_credentials(destination.registry_uri)
         )
 
-    def _experiment_ids(self, experiment_names: Sequence[str] | None) -> list[str]:
+    def _experiment_ids(self, found: queries.Queries, experiment_names: Sequence[str] | None) -> list[str]:
         if experiment_names is None:
             config = resolved(self.config)
             if config.experiment_id is not None:
                 return [config.experiment_id]
             experiment_names = [config.experiment_name]
-        return self._queries().experiment_ids(experiment_names)
+        return found.experiment_ids(experiment_names)
 
     def _resolved(self, run_id: str) -> str:
         return resolved_run_id(Home.at(self.config.journal_dir), run_id)
@@ -308,12 +307,11 @@ class _Nested:
         description: str | None,
     ) -> None:
         self._tracker = tracker
-        self._name = name
         self._tags = tags
-        self._description = description
+        self._options = {"run_name": name, "description": description}
 
     def __enter__(self) -> Run:
-        return self._tracker._open(self._name, self._tags, description=self._description)  # noqa: SLF001
+        return self._tracker._open(self._tags, self._options)  # noqa: SLF001
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
