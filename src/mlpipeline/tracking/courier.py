@@ -53,6 +53,7 @@ DENIED_RETRY_S = 300.0
 _STARTING_AT_MOST_S = 90.0
 _LOOK_EVERY_S = 0.1
 _DELIVER_EVERY_S = 0.2
+_HURRIED_EVERY_S = 0.02
 _HURRY_S = 3.0
 _GUEST_READ_BYTES = 16 * 2**10
 _GUEST_EVERY_S = 0.5
@@ -183,7 +184,10 @@ class Worker:
             if self._knock():
                 for delivery in list(self._deliveries.values()):
                     has_moved |= self._turn(delivery, sink, turn)
-            wait_s = 0.0 if has_moved else _DELIVER_EVERY_S
+            if has_moved:
+                wait_s = 0.0
+            else:
+                wait_s = _HURRIED_EVERY_S if self._courier.is_hurried() else _DELIVER_EVERY_S
             if self._courier.is_guest():
                 wait_s = max(_GUEST_EVERY_S, min(self._allowance.wait_s(), 30.0))
             self._courier.pause(wait_s)
@@ -308,6 +312,10 @@ class Courier:
     def is_guest(self) -> bool:
         """Tell whether a training on this host runs that the courier must not disturb."""
         return self._has_live_writer and not self._is_hurried and self._mode != "sync"
+
+    def is_hurried(self) -> bool:
+        """Tell whether somebody waits for delivery."""
+        return self._is_hurried
 
     def pause(self, wait_s: float) -> None:
         """Wait, but not longer than until the courier stops or somebody waits for it."""
