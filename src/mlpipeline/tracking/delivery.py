@@ -199,7 +199,8 @@ class RunDelivery:
             self._bury(parcel)
         else:
             self._send(sink, parcel)
-        count = parcel.count - parcel.refused
+        # One call of log_params is one record, and each of its params that is refused a letter.
+        count = 0 if self._is_gone else max(0, parcel.count - parcel.refused)
         with self._changing:
             state = self.state
             state.offsets.update({writer: list(position) for writer, position in parcel.positions.items()})
