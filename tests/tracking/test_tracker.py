@@ -267,12 +267,14 @@ def test_runs_compare_by_their_local_ids(options, deliver):
 
 
 def test_the_info_of_the_active_run_is_asked_without_an_id(tracker):
-    """And after its end it is the last one's."""
+    """After its end it is that of the run that ended last: the outermost, not a nested one."""
     run_id = tracker.start_run("one")
+    with tracker.run("nested"):
+        assert "nested" == tracker.get_run_info().run_name
     tracker.log_metrics({"ndcg@3": 0.5})
     assert (run_id, {"ndcg@3": 0.5}) == (tracker.get_run_info().run_id, tracker.get_run_info().metrics)
     tracker.end_run()
-    assert "FINISHED" == tracker.get_run_info().status
+    assert ("one", "FINISHED") == (tracker.get_run_info().run_name, tracker.get_run_info().status)
 
 
 def test_the_info_of_no_run_is_the_users_mistake():

@@ -50,6 +50,7 @@ class MLflowTracker:
         self.config = MLflowConfig.of(config, **overrides)
         self._runs: list[Run] = []
         self._opened: list[Run] = []
+        self._last: Run | None = None
 
     # --- runs ------------------------------------------------------------------------------------
 
@@ -127,7 +128,8 @@ class MLflowTracker:
     def end_run(self, status: str = "FINISHED") -> None:
         """End the active run; see `Run.end`. Without one, nothing happens."""
         if self._runs:
-            self._runs.pop().end(status)
+            self._last = self._runs.pop()
+            self._last.end(status)
 
     def __enter__(self) -> Self:
         self._open(None, {})
@@ -261,13 +263,13 @@ class MLflowTracker:
         return found.compare_runs([self._resolved(run_id) for run_id in run_ids], only_diff=only_diff)
 
     def get_run_info(self, run_id: str | None = None) -> MLflowRunInfo:
-        """Return what MLflow holds of a run; None asks for the active one, else the last one.
+        """Return what MLflow holds of a run; None asks for the active one, else the one that ended last.
 
         Raises:
             UsageError: There is no such run.
         """
         if run_id is None:
-            run = self.active_run or (self._opened[-1] if self._opened else None)
+            run = self.active_run or self._last
             run_id = run.run_id if run is not None else None
             if run_id is None:
                 raise UsageError("get_run_info needs a run id: this tracker has recorded no run")
