@@ -6,7 +6,7 @@
     trainer.loggers ─► _Listener ──────► Run.log_metrics    exactly what a logger would receive
 
 Lightning hands metrics to loggers only. To get them as they are, with Lightning's own step, the
-callback lets a listener take part in ``for logger in trainer.loggers`` while an epoch runs. The
+callback lets a listener take part in ``for logger in trainer.loggers`` while a training runs. The
 user's list keeps its length, order and first entry, so ``trainer.logger``, the checkpoint folder and
 the checks of other callbacks stay what they are without us.
 
@@ -15,26 +15,37 @@ Works with ``lightning.pytorch`` and ``pytorch_lightning``.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import importlib.util
+import inspect
 import logging
 import re
 import sys
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlpipeline.core.errors import MissingExtraError
+from mlpipeline.core.errors import MissingExtraError, UsageError
+from mlpipeline.tracking.opening import open_run
 from mlpipeline.tracking.recorded import Recorded
 
 if TYPE_CHECKING:
+    from mlpipeline.core.config import MLflowConfig
     from mlpipeline.tracking.run import Run
 
 try:
-    if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
+    # The twin packages have classes of their own each; the one that the user's trainer is from counts.
+    if "lightning.pytorch" not in sys.modules and (
+        "pytorch_lightning" in sys.modules or importlib.util.find_spec("lightning") is None
+    ):
         import pytorch_lightning as pl
+        from pytorch_lightning.loggers.logger import DummyLogger
     else:
         import lightning.pytorch as pl
+        from lightning.pytorch.loggers.logger import DummyLogger
     import torch
 except ImportError as error:
     raise MissingExtraError("lightning", error.name or "lightning") from error
@@ -43,6 +54,7 @@ logger = logging.getLogger("mlpipeline")
 
 _EXAMPLE_ROWS = 5
 _HASHED_BYTES = 64 * 2**20
+_RUN_UID = "mlpipeline.run_uid"
 
 
 class MLflowCallback(Recorded, pl.Callback):
@@ -52,6 +64,10 @@ class MLflowCallback(Recorded, pl.Callback):
     and a second ``fit``, add to it. A training resumed from a checkpoint continues its run. After an
     exception the run is FAILED, after Ctrl-C KILLED. Nothing here waits for MLflow.
 
+    ``log_every_n_steps`` of the configuration thins what the Trainer's own setting lets through, or
+    adds steps to it. At added steps there is what was logged up to this callback's
+    ``on_train_batch_end``: later callbacks and the module's own hook of that name come after it.
+
     Args:
         config: An `MLflowConfig`, a mapping of its options, or a YAML file's path; None is the default.
         run: A run to record into, which this callback then never ends.
@@ -59,8 +75,6 @@ class MLflowCallback(Recorded, pl.Callback):
         params: Extra hyperparameters; they win over those found in the training.
         **overrides: `MLflowConfig` options that win over *config*.
     """
-
-    state_key = "mlpipeline.MLflowCallback"
 
     def __init__(
         self,
@@ -72,17 +86,21 @@ class MLflowCallback(Recorded, pl.Callback):
         **overrides: Any,
     ) -> None:
         super().__init__(config, run=run, parent=parent, params=params, **overrides)
-        self._trainer_id: int | None = None
+        self._trainer: weakref.ref[Any] | None = None
         self._resumed_uid: str | None = None
+        self._rules: MLflowConfig = self.config
         self._reset()
 
     def _reset(self) -> None:
-        self._example: Any = None
-        self._handle: Any = None
+        self._example: _Example | None = None
+        self._saved_steps: dict[str, int] = {}
         self._is_epoch_end = False
-        self._last_epoch: tuple[int, float | None] = (-1, None)
-        self._epoch_started_s = 0.0
+        self._last_epoch = (-1, -1.0)
+        self._rates: dict[str, float] = {}
+        self._rated_step = -1
         self._epoch_samples = 0
+        self._epoch_started_s = time.perf_counter()
+        self._evaluation_s = self._evaluation_started_s = 0.0
 
     @classmethod
     def of(cls, trainer: Any) -> MLflowCallback:
@@ -100,71 +118,101 @@ class MLflowCallback(Recorded, pl.Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Open the run; on a resumed training, its own again."""
-        if not trainer.is_global_zero:
-            return
-        is_same = self._trainer_id == id(trainer)
+        is_continued = self._records(trainer) and self._resumed_uid is None
+        self._enter(trainer, uid=self._resumed_uid, is_continued=is_continued)
         self._reset()
-        self._open(uid=self._resumed_uid, is_continued=is_same and self._resumed_uid is None)
-        self._trainer_id, self._resumed_uid = id(trainer), None
+        if trainer.loggers:
+            # Without loggers not before the first epoch: until then others look whether there are any.
+            self._attach(trainer)
+
+    def _enter(self, trainer: Any, *, uid: str | None = None, is_continued: bool) -> Run | None:
+        if not trainer.is_global_zero:
+            # A module logs to `run` without asking for its rank.
+            self._run = open_run(self.config.replace(enabled=False))
+            return None
+        run = self._open(uid=uid, is_continued=is_continued)
+        self._trainer, self._resumed_uid = weakref.ref(trainer), None
+        self._rules = run.config.replace(**self.config.to_dict())
+        run.step = _logger_step(trainer)
+        return run
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Record hyperparameters and datasets; optimizers and loaders exist by now."""
-        run = self._active(trainer)
-        if run is None:
+        if (run := self._active(trainer)) is None:
             return
-        run.log_params(hyperparameters(trainer, pl_module))
-        _log_datasets(run, trainer)
+        with _unharmed("hyperparameters"):
+            for found in hyperparameters(trainer, pl_module):
+                run.log_params({key: value for key, value in found.items() if key not in self._params})
+        _log_datasets(run, training=trainer.train_dataloader, validation=trainer.val_dataloaders)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the best weights and the checkpoints, and end the run."""
-        run = self._active(trainer)
-        if run is None:
+        if (run := self._active(trainer)) is None:
             return
         self._detach(trainer)
-        try:
+        with _unharmed("what early stopping found"):
             _log_early_stopping(run, trainer)
+        with _unharmed("the model"):
             self._log_models(run, trainer, pl_module)
-        except Exception:  # a training that succeeded must not fail for its record
-            logger.warning("could not log the model of run %s", run.uid, exc_info=True)
         self._close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """End the run with the status the exception means; the exception goes on, untouched."""
-        run = self._active(trainer)
-        if run is None:
+        if self._active(trainer) is None:
             return
         self._detach(trainer)
-        self._release_example_hook()
+        if self._example is not None:
+            self._example.release()
         if type(exception).__name__ == "SIGTERMException":
             self._close("KILLED")
         else:
             self._fail(exception)
 
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Leave the run's name in a checkpoint: what resumes from it continues the run."""
+        # Not in state_dict(): Lightning warns whoever loads a checkpoint without a callback of its.
+        if self._run is not None and self._run.is_enabled and self._records(trainer):
+            checkpoint[_RUN_UID] = self._run.uid
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Take up the run of a checkpoint; it is opened when fit starts."""
+        if _is_fitting(trainer):
+            self._resumed_uid = checkpoint.get(_RUN_UID)
+
     # --- evaluation -------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Let a validation outside of fit add to the run."""
-        self._begin_evaluation(trainer)
+        self._begin_evaluation(trainer, validation=trainer.val_dataloaders)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Let a test add to the run."""
-        self._begin_evaluation(trainer)
+        self._begin_evaluation(trainer, test=trainer.test_dataloaders)
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Let a prediction add to the run."""
-        self._begin_evaluation(trainer)
+        self._begin_evaluation(trainer, prediction=trainer.predict_dataloaders)
 
-    def _begin_evaluation(self, trainer: Any) -> None:
-        if not trainer.is_global_zero or trainer.sanity_checking:
+    def _begin_evaluation(self, trainer: Any, **loaders: Any) -> None:
+        self._evaluation_started_s = time.perf_counter()
+        if _is_fitting(trainer):
             return
-        if not _is_fitting(trainer):
-            self._open(is_continued=self._trainer_id in (None, id(trainer)))
-            self._trainer_id = id(trainer)
-        self._attach(trainer)
+        # In a process that a training's own process started, the trainer is a copy.
+        run = self._enter(trainer, is_continued=self._trainer is None or self._records(trainer))
+        if run is not None:
+            self._attach(trainer)
+            _log_datasets(run, **loaders)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """From here to the end of validation, what is logged belongs to the epoch."""
+        self._is_epoch_end = True
+
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """From here to the end of the test, what is logged belongs to the epoch."""
+        self._is_epoch_end = True
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Close again what `on_validation_start` opened."""
-        self._is_epoch_end = False
         self._end_evaluation(trainer)
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
@@ -176,87 +224,99 @@ class MLflowCallback(Recorded, pl.Callback):
         self._end_evaluation(trainer)
 
     def _end_evaluation(self, trainer: Any) -> None:
-        if self._active(trainer) is not None and not _is_fitting(trainer) and not trainer.sanity_checking:
+        self._is_epoch_end = False
+        self._evaluation_s += time.perf_counter() - self._evaluation_started_s
+        if self._active(trainer) is not None and not _is_fitting(trainer):
             self._detach(trainer)
             self._close()
 
     # --- epochs and batches -------------------------------------------------------------------------
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin to listen, and to time the epoch."""
-        if self._active(trainer) is not None:
-            self._attach(trainer)
-            self._is_epoch_end = False
-            self._epoch_started_s, self._epoch_samples = time.perf_counter(), 0
+        """Begin to time the epoch."""
+        self._is_epoch_end = False
+        self._epoch_started_s, self._evaluation_s, self._epoch_samples = time.perf_counter(), 0.0, 0
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Count samples; from the first batch, keep what the model is called with."""
+        """Note step, samples and learning rates; from the first batch, what the model is called with."""
+        if (run := self._active(trainer)) is None:
+            return
+        self._attach(trainer)  # not in on_train_epoch_start, which a training resumed mid-epoch skips
+        run.step = _logger_step(trainer)
+        self._rates = _learning_rates(trainer)
         self._epoch_samples += _rows(batch)
-        if self._example is None and self._active(trainer) is not None:
-            self._example = _Example(batch)
-            self._handle = pl_module.register_forward_pre_hook(self._keep_input, with_kwargs=True)
+        if self._example is None:
+            self._example = _Example(pl_module, batch)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Leave no hook behind on a module that was never called."""
-        if self._handle is not None:
-            self._release_example_hook()
-
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """From here to the end of validation, what is logged belongs to the epoch."""
-        self._is_epoch_end = True
+        """Record the steps that the user asks for and Lightning would not log."""
+        if (run := self._active(trainer)) is None:
+            return
+        if self._example is not None:
+            self._example.release()
+        every, step = self._rules.log_every_n_steps, run.step or 0
+        connector = trainer._logger_connector  # noqa: SLF001 - nothing public has the metrics of a step
+        if every is None or (step + 1) % every or connector.should_update_logs or trainer.fast_dev_run:
+            return
+        if pl_module.automatic_optimization and trainer.fit_loop._should_accumulate():  # noqa: SLF001
+            return
+        if metrics := dict(connector.metrics["log"]):
+            at = metrics.pop("step", None)  # the user's own x axis, as in Lightning
+            if at is None:
+                metrics.setdefault("epoch", trainer.current_epoch)
+            self._heard(trainer, metrics, step if at is None else int(at))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the epoch's time and speed; what follows belongs to the epoch."""
-        run = self._active(trainer)
-        if run is None:
+        if (run := self._active(trainer)) is None:
             return
         self._is_epoch_end = True
         elapsed_s = time.perf_counter() - self._epoch_started_s
         metrics = {"epoch_time_s": elapsed_s}
         if self._epoch_samples:
-            metrics["samples_per_s"] = self._epoch_samples * trainer.world_size / elapsed_s
-        self._record(run, trainer, metrics, _logger_step(trainer) - 1)
-
-    def _keep_input(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._release_example_hook()
-        self._example.take(args, kwargs)
-
-    def _release_example_hook(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+            training_s = max(elapsed_s - self._evaluation_s, 1e-9)
+            metrics["samples_per_s"] = self._epoch_samples * trainer.world_size / training_s
+        if self._rules.step_axis != "step" or self._rated_step != run.step:
+            metrics |= self._rates
+        self._record(run, trainer, metrics, run.step or 0)
 
     # --- metrics ------------------------------------------------------------------------------------
 
     def _attach(self, trainer: Any) -> None:
-        if not isinstance(trainer.loggers, _Loggers):
+        if not (isinstance(trainer.loggers, _Loggers) and trainer.loggers.is_heard_by(self)):
             trainer.loggers = _Loggers(trainer.loggers, _Listener(self, trainer))
 
     def _detach(self, trainer: Any) -> None:
-        if isinstance(trainer.loggers, _Loggers):
-            trainer.loggers = trainer.loggers.users()
+        trainer.loggers = [item for item in trainer.loggers if not isinstance(item, _Listener)]
 
-    def _heard(self, trainer: Any, metrics: Mapping[str, float], step: int) -> None:
+    def _heard(self, trainer: Any, metrics: Mapping[str, Any], step: int) -> None:
         """Take what Lightning gives to every logger."""
-        run = self._run
-        if run is None:
+        if (run := self._active(trainer)) is None:
             return
-        run.step = step
-        every = self.config.log_every_n_steps
+        every = self._rules.log_every_n_steps
         if every is not None and not self._is_epoch_end and _is_fitting(trainer) and (step + 1) % every:
             return
-        if trainer.training:
-            metrics = {**metrics, **_learning_rates(trainer)}
-        if (step, metrics.get("epoch")) == self._last_epoch:
+        if trainer.training and not self._is_epoch_end and self._rated_step != step:
+            metrics = {**metrics, **self._rates}
+            self._rated_step = step
+        if "epoch" in metrics:
             # Lightning adds the epoch to every record; once per step is enough.
-            metrics = {name: value for name, value in metrics.items() if name != "epoch"}
-        self._last_epoch = (step, metrics.get("epoch", self._last_epoch[1]))
+            if self._last_epoch == (step, metrics["epoch"]):
+                metrics = {name: value for name, value in metrics.items() if name != "epoch"}
+            else:
+                self._last_epoch = (step, metrics["epoch"])
         self._record(run, trainer, metrics, step)
 
-    def _record(self, run: Run, trainer: Any, metrics: Mapping[str, float], step: int) -> None:
-        axis = self.config.step_axis
+    def _saved(self, checkpoint: Any) -> None:
+        """Note at which step a checkpoint was written."""
+        path = getattr(checkpoint, "_last_checkpoint_saved", "") or getattr(checkpoint, "best_model_path", "")
+        if self._run is not None:
+            self._saved_steps[str(path)] = self._run.step or 0
+
+    def _record(self, run: Run, trainer: Any, metrics: Mapping[str, Any], step: int) -> None:
+        axis = self._rules.step_axis
         if axis == "step" or not self._is_epoch_end:
             run.log_metrics(metrics, step)
             return
@@ -272,62 +332,64 @@ class MLflowCallback(Recorded, pl.Callback):
     # --- model --------------------------------------------------------------------------------------
 
     def _log_models(self, run: Run, trainer: Any, module: Any) -> None:
-        if trainer.fast_dev_run or not run.is_enabled or not self.config.log_model:
+        kind = self._rules.log_model
+        if trainer.fast_dev_run or not run.is_enabled or not kind:
             return
-        checkpoint = trainer.checkpoint_callback
-        best = str(getattr(checkpoint, "best_model_path", "") or "")
-        last = str(getattr(checkpoint, "last_model_path", "") or "")
-        monitor = getattr(checkpoint, "monitor", None)
-        for path in dict.fromkeys(path for path in (best, last) if path and Path(path).exists()):
-            run.log_artifact(path, "checkpoints")
-        is_best = bool(monitor and best and Path(best).exists())
-        tags = {"mlpipeline.weights": f"best {monitor}" if is_best else "last"}
+        checkpoint = _checkpoint_callback(trainer)
+        best = _existing(getattr(checkpoint, "best_model_path", None))
+        last = _existing(getattr(checkpoint, "last_model_path", None))
         example = self._example.settled(module) if self._example is not None else None
-        if self.config.log_model == "all" and checkpoint is not None:
-            for kept in getattr(checkpoint, "best_k_models", {}):
-                if kept != best and Path(kept).exists():
-                    other = _weights_of(module, kept)
-                    # MLflow refuses the dot that a metric in the file's name brings, "val_loss=0.25".
-                    name = re.sub(r"[^\w-]", "-", Path(kept).stem)
-                    run.log_model(other, name, input_example=example, register_as="")
-        model = _weights_of(module, best if is_best else None)
-        run.log_model(model, "model", input_example=example, tags=tags, step=_logger_step(trainer))
-        if is_best and checkpoint.best_model_score is not None:
-            run.log_metrics({f"best_{monitor}": float(checkpoint.best_model_score)}, _logger_step(trainer))
+        for path in dict.fromkeys((best, last)) if kind != "metadata" else ():
+            if path:
+                run.log_artifact(path, "checkpoints")
+        for path in getattr(checkpoint, "best_k_models", ()) if kind == "all" else ():
+            if path != best and _existing(path):
+                with _unharmed(f"the checkpoint {path}"):
+                    name = re.sub(r"[^\w-]+", "_", Path(path).stem)
+                    step = self._saved_steps.get(path)
+                    run.log_model(_twin(module, path), name, input_example=example, step=step, register_as="")
+        monitor = getattr(checkpoint, "monitor", None) if best else None
+        step = self._saved_steps.get(str(best)) if monitor else run.step
+        if monitor and checkpoint.best_model_score is not None:
+            run.log_metrics({f"best_{monitor}": float(checkpoint.best_model_score)}, step)
+        model, weights = module, f"best {monitor}" if monitor else "last"
+        if kind != "metadata":
+            try:
+                model = _twin(module, best if monitor else None)
+            except Exception as cause:  # noqa: BLE001 - a module may hold anything
+                what = f"{type(module).__name__} cannot be copied ({type(cause).__name__}: {cause})"
+                logger.warning("%s; the model is logged with its last weights", what)
+                weights, step = "last", run.step
+        # Last of all: it is what model_uri, model_version and load_model() mean.
+        run.log_model(model, input_example=example, tags={"mlpipeline.weights": weights}, step=step)
 
     # --- state --------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to continue this run."""
-        return {"run_uid": self._run.uid} if self._run is not None and self._run.uid else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the run of a checkpoint; it is opened when fit starts."""
-        self._resumed_uid = state_dict.get("run_uid")
+    def _records(self, trainer: Any) -> bool:
+        return self._trainer is not None and self._trainer() is trainer
 
     def _active(self, trainer: Any) -> Run | None:
-        return self._run if trainer.is_global_zero and self._user is not None else None
+        return self._run if self._user is not None and self._records(trainer) else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_handle": None, "_example": None}
+        return {**super().__getstate__(), "_trainer": None, "_example": None}
 
 
-class _Listener:
-    """What Lightning takes for one more logger; it only listens to metrics.
+class _Listener(DummyLogger):
+    """What Lightning takes for one more logger; it only listens to metrics and checkpoints.
 
     Args:
         callback: Who records.
         trainer: Whose metrics.
     """
 
-    save_dir = None
-
     def __init__(self, callback: MLflowCallback, trainer: Any) -> None:
-        self._callback = callback
+        super().__init__()
+        self.callback = callback
         self._trainer = trainer
 
     @property
-    def name(self) -> str | None:
+    def name(self) -> Any:
         """The name of the user's first logger: folders and the progress bar stay as they are."""
         return getattr(self._trainer.logger, "name", None)
 
@@ -336,107 +398,117 @@ class _Listener:
         """The version of the user's first logger."""
         return getattr(self._trainer.logger, "version", "")
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Hand metrics on."""
-        self._callback._heard(self._trainer, metrics, int(step or 0))  # noqa: SLF001
+        self.callback._heard(self._trainer, metrics, int(step or 0))  # noqa: SLF001
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _nothing
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Do nothing: graphs, checkpoints and finalizing are the callback's own."""
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Tell of a checkpoint."""
+        self.callback._saved(checkpoint_callback)  # noqa: SLF001
 
 
 class _Loggers(list[Any]):
-    """The user's loggers, as they are, with a listener that only iteration meets."""
+    """The user's loggers, as they are, with listeners that only iteration meets."""
 
-    def __init__(self, users: list[Any], listener: _Listener) -> None:
-        super().__init__(users)
-        self._listener = listener
+    def __init__(self, loggers: list[Any], listener: _Listener) -> None:
+        # Somebody may have made a list of what iteration gave, with listeners in it.
+        super().__init__(item for item in loggers if not isinstance(item, _Listener))
+        others = [item for item in loggers if isinstance(item, _Listener)]
+        self._listeners = [item for item in others if item.callback is not listener.callback] + [listener]
 
-    def users(self) -> list[Any]:
-        """Return the user's own list again."""
-        return [self[index] for index in range(len(self))]
+    def is_heard_by(self, callback: MLflowCallback) -> bool:
+        """Tell whether a callback's listener takes part."""
+        return any(item.callback is callback for item in self._listeners)
 
     def __iter__(self) -> Iterator[Any]:
         yield from super().__iter__()
-        yield self._listener
+        yield from self._listeners
 
     def __bool__(self) -> bool:
         # Lightning computes metrics for loggers only "if trainer.loggers".
         return True
 
     def __reduce__(self) -> Any:
-        return (list, (self.users(),))
+        return list, (self[:],)
 
 
 class _Example:
-    """A few rows of what the model is called with."""
+    """A few rows of what the model is called with.
 
-    def __init__(self, batch: Any) -> None:
-        self._batch = _cut(batch)
-        self._args: tuple[Any, ...] = ()
-        self._kwargs: dict[str, Any] = {}
+    Args:
+        module: Whose first call is waited for, until `release`.
+        batch: The batch that leads to it.
+    """
 
-    def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep the arguments of the first call of the module."""
-        self._args, self._kwargs = _cut(args), _cut(kwargs)
+    def __init__(self, module: Any, batch: Any) -> None:
+        self._input = _cut(batch[0] if isinstance(batch, (tuple, list)) and batch else batch)
+        # A hook on a compiled module would have it compiled again.
+        is_compiled = getattr(module, "_compiler_ctx", None) is not None
+        self._handle = None if is_compiled else module.register_forward_pre_hook(self._take, with_kwargs=True)
+
+    def _take(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not inspect.ismethod(module.forward):
+            return  # DistributedDataParallel on its way to training_step, with that one's arguments
+        self.release()
+        if args and not kwargs:
+            self._input = _cut(args[0] if len(args) == 1 else args)
+        elif kwargs and not args:
+            self._input = _cut(kwargs)
+
+    def release(self) -> None:
+        """Leave no hook behind."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     def settled(self, module: Any) -> Any:
-        """Return the input: the module's own example, its first call's, or the batch's first part."""
-        if (own := getattr(module, "example_input_array", None)) is not None:
-            return _cut(own)
-        if len(self._args) == 1 and not self._kwargs:
-            return self._args[0]
-        if self._args and not self._kwargs:
-            return self._args
-        if self._kwargs and not self._args:
-            return self._kwargs
-        return self._batch[0] if isinstance(self._batch, (tuple, list)) and self._batch else self._batch
+        """Return the module's own example, else its first call's input, else the batch's first part."""
+        own = getattr(module, "example_input_array", None)
+        return self._input if own is None else _cut(own)
 
 
-def hyperparameters(trainer: Any, module: Any) -> dict[str, Any]:
-    """Return what determines a training: module, datamodule, trainer, optimizers, schedulers."""
-    found: dict[str, Any] = {}
+def hyperparameters(trainer: Any, module: Any) -> Iterator[dict[str, Any]]:
+    """Yield what determines a training: what the user named, then trainer, optimizers, schedulers."""
     datamodule = getattr(trainer, "datamodule", None)
-    for owner in (module, datamodule):
-        found.update(getattr(owner, "hparams_initial", None) or {})
-    found["trainer"] = {
-        "max_epochs": trainer.max_epochs,
-        "max_steps": trainer.max_steps,
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "gradient_clip_val": trainer.gradient_clip_val,
-        "precision": trainer.precision,
-        "num_devices": trainer.num_devices,
-        "num_nodes": trainer.num_nodes,
-        "accelerator": type(trainer.accelerator).__name__,
-        "strategy": type(trainer.strategy).__name__,
-    }
-    for index, optimizer in enumerate(trainer.optimizers):
-        name = "optimizer" if index == 0 else f"optimizer_{index}"
-        found[name] = {"name": type(optimizer).__name__, **_scalars(optimizer.defaults)}
-        if len(optimizer.param_groups) > 1:
-            found[name] |= {
-                f"group_{n}": {"lr": group["lr"]} for n, group in enumerate(optimizer.param_groups)
-            }
-    for index, config in enumerate(trainer.lr_scheduler_configs):
-        name = "scheduler" if index == 0 else f"scheduler_{index}"
-        scheduler = config.scheduler
-        state = {key: value for key, value in vars(scheduler).items() if key not in ("last_epoch", "verbose")}
-        found[name] = {"name": type(scheduler).__name__, "interval": config.interval, **_scalars(state)}
-    for stopping in trainer.early_stopping_callbacks:
-        found["early_stopping"] = {
-            key: getattr(stopping, key) for key in ("monitor", "mode", "patience", "min_delta")
+    own = dict(getattr(module, "hparams_initial", None) or {})
+    for key, value in (getattr(datamodule, "hparams_initial", None) or {}).items():
+        own[f"datamodule.{key}" if key in own else key] = value
+    yield own
+    named = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val", "precision")
+    found: dict[str, Any] = {
+        "trainer": {
+            **{name: getattr(trainer, name) for name in (*named, "num_devices", "num_nodes")},
+            "accelerator": type(trainer.accelerator).__name__,
+            "strategy": type(trainer.strategy).__name__,
         }
-    parameters = list(module.parameters())
-    found["parameters"] = {
-        "total": sum(parameter.numel() for parameter in parameters),
-        "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     }
-    return found
+    if trainer.fast_dev_run:
+        found["trainer"]["fast_dev_run"] = trainer.fast_dev_run
+    for index, optimizer in enumerate(trainer.optimizers):
+        groups = optimizer.param_groups
+        rates = {f"group_{number}": {"lr": group["lr"]} for number, group in enumerate(groups)}
+        found[_numbered("optimizer", index)] = {
+            "name": type(optimizer).__name__,
+            **_scalars(optimizer.defaults),
+            **(rates if len(groups) > 1 else {}),
+        }
+    for index, config in enumerate(trainer.lr_scheduler_configs):
+        state = {key: value for key, value in vars(config.scheduler).items() if key != "last_epoch"}
+        about = {"name": type(config.scheduler).__name__, "interval": config.interval}
+        found[_numbered("scheduler", index)] = {**about, **_scalars(state)}
+    for index, stopping in enumerate(trainer.early_stopping_callbacks):
+        names = ("monitor", "mode", "patience", "min_delta")
+        found[_numbered("early_stopping", index)] = {name: getattr(stopping, name) for name in names}
+    sizes = [
+        (parameter.numel(), parameter.requires_grad)
+        for parameter in module.parameters()
+        if not torch.nn.parameter.is_lazy(parameter)
+    ]
+    found["parameters"] = {
+        "total": sum(size for size, _ in sizes),
+        "trainable": sum(size for size, is_trainable in sizes if is_trainable),
+    }
+    yield found
 
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -444,6 +516,10 @@ def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value for key, value in values.items() if not key.startswith("_") and isinstance(value, kinds)
     }
+
+
+def _numbered(name: str, index: int) -> str:
+    return name if index == 0 else f"{name}_{index}"
 
 
 def _learning_rates(trainer: Any) -> dict[str, float]:
@@ -464,23 +540,22 @@ def _learning_rates(trainer: Any) -> dict[str, float]:
     return rates
 
 
-def _log_datasets(run: Run, trainer: Any) -> None:
-    if not run.config.log_datasets:
-        return
+def _log_datasets(run: Run, **loaders: Any) -> None:
     sizes: dict[str, Any] = {}
-    for context, loaders in (("training", trainer.train_dataloader), ("validation", trainer.val_dataloaders)):
-        for index, loader in enumerate(_listed(loaders)):
-            dataset = getattr(loader, "dataset", None)
-            if dataset is None or not hasattr(dataset, "__len__"):
-                continue
-            suffix = "" if index == 0 else f"_{index}"
-            sizes[f"{context}{suffix}"] = {
-                "rows": len(dataset),
-                "batch_size": getattr(loader, "batch_size", None),
-            }
-            profile = {"num_rows": len(dataset), "class": type(dataset).__name__}
-            run.log_dataset(_content(dataset), name=f"{context}{suffix}", context=context, profile=profile)
-    run.log_params({"data": sizes})
+    with _unharmed("the datasets"):
+        for context, given in loaders.items():
+            values = given.values() if isinstance(given, Mapping) else given
+            several = values if isinstance(given, (Mapping, list, tuple)) else [given]
+            for index, loader in enumerate(several):
+                dataset = getattr(loader, "dataset", None)
+                if dataset is None or not hasattr(dataset, "__len__"):
+                    continue
+                name, rows = _numbered(context, index), len(dataset)
+                sizes[name] = {"rows": rows, "batch_size": getattr(loader, "batch_size", None)}
+                profile = {"num_rows": rows, "class": type(dataset).__name__}
+                content = _content(dataset) if run.config.log_datasets else None
+                run.log_dataset(content, name=name, context=context, profile=profile)
+        run.log_params({"data": sizes})
 
 
 def _content(dataset: Any) -> Any:
@@ -493,22 +568,56 @@ def _content(dataset: Any) -> Any:
 
 
 def _log_early_stopping(run: Run, trainer: Any) -> None:
-    for stopping in trainer.early_stopping_callbacks:
+    for index, stopping in enumerate(trainer.early_stopping_callbacks):
         facts = {"stopped_epoch": stopping.stopped_epoch, "wait_count": stopping.wait_count}
+        facts = {_numbered(name, index): value for name, value in facts.items()}
         if stopping.best_score is not None and torch.isfinite(stopping.best_score):
             facts[f"early_stopping_best_{stopping.monitor}"] = float(stopping.best_score)
-        run.log_metrics(facts, _logger_step(trainer))
+        run.log_metrics(facts, run.step)
 
 
-def _weights_of(module: Any, checkpoint: str | None) -> Any:
-    """Return a copy of *module* with a checkpoint's weights, or its own; the module stays as it is."""
+def _checkpoint_callback(trainer: Any) -> Any:
+    """Return the ModelCheckpoint whose best weights count: the first with a monitor, else the first."""
+    found = trainer.checkpoint_callbacks
+    return next((item for item in found if getattr(item, "monitor", None)), trainer.checkpoint_callback)
+
+
+def _existing(path: Any) -> str | None:
+    return str(path) if path and Path(path).exists() else None
+
+
+def _twin(module: Any, checkpoint: str | None) -> Any:
+    """Return *module* in evaluation mode, with a checkpoint's weights or its own; it stays as it is itself.
+
+    Its own parameters are shared, not copied. Those of a checkpoint need their memory once: what
+    they are loaded into is allocated empty, and the file, with its optimizer states, is mapped.
+    """
+    twins: dict[int, Any] = {id(part): part.detach().cpu().clone() for part in module.buffers()}
+    for part in module.parameters():
+        data = part.detach().cpu() if checkpoint is None else torch.empty_like(part, device="cpu")
+        twins[id(part)] = torch.nn.Parameter(data.detach(), part.requires_grad)
     # LightningModule.__getstate__ leaves the trainer out, so the copy does not drag it along.
-    model = copy.deepcopy(module)
+    twin = copy.deepcopy(module, twins)
     if checkpoint is not None:
         # This training wrote the file a moment ago; it holds hyperparameters of any class.
-        state = torch.load(checkpoint, map_location="cpu", weights_only=False)
-        model.load_state_dict(state["state_dict"])
-    return model.cpu().eval()
+        state = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
+        twin.on_load_checkpoint(state)
+        missing = twin.load_state_dict(state["state_dict"], strict=module.strict_loading).missing_keys
+        if missing:
+            own = module.state_dict()
+            twin.load_state_dict({key: own[key] for key in missing if key in own}, strict=False)
+    return twin.eval()
+
+
+@contextlib.contextmanager
+def _unharmed(what: str) -> Iterator[None]:
+    """Run a block whose failure costs that part of the record only: it is told, and training goes on."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception:
+        logger.warning("could not record %s", what, exc_info=True)
 
 
 def _logger_step(trainer: Any) -> int:
@@ -518,14 +627,6 @@ def _logger_step(trainer: Any) -> int:
 
 def _is_fitting(trainer: Any) -> bool:
     return bool(trainer.state.fn == "fit")
-
-
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    if isinstance(value, Mapping):
-        return list(value.values())
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _rows(batch: Any) -> int:
@@ -546,9 +647,5 @@ def _cut(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _cut(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return (
-            type(value)(_cut(item) for item in value)
-            if not hasattr(value, "_fields")
-            else tuple(map(_cut, value))
-        )
+        return tuple(_cut(item) for item in value)
     return value
