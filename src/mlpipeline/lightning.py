@@ -372,7 +372,9 @@ class MLflowCallback(Recorded, pl.Callback):
         return self._run if self._user is not None and self._records(trainer) else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_trainer": None, "_example": None}
+        state = {**super().__getstate__(), "_trainer": None, "_example": None}
+        # Lightning lends every callback its module's `log`, and with it the whole module.
+        return {name: value for name, value in state.items() if name not in {"log", "log_dict"}}
 
 
 class _Listener(DummyLogger):
