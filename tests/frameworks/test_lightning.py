@@ -450,7 +450,8 @@ def test_a_figure_from_inside_the_module_lands_at_the_current_step(
     client = mlflow_client(store_uri)
     [run] = runs()
     images = [item.path for item in client.list_artifacts(run.info.run_id, "images")]
-    assert [5, 11] == sorted(int(path.split("%step%")[1].split("%")[0]) for path in images)
+    steps = [int(path.split("+step+")[1].split("+")[0]) for path in images if path.endswith(".png")]
+    assert [5, 11] == sorted(steps)
     assert "confusion.png" in [item.path for item in client.list_artifacts(run.info.run_id)]
 
 
