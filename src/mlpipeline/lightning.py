@@ -591,23 +591,22 @@ def _existing(path: Any) -> str | None:
 def _twin(module: Any, checkpoint: str | None) -> Any:
     """Return *module* in evaluation mode, with a checkpoint's weights or its own; it stays as it is itself.
 
-    Its own parameters are shared, not copied. Those of a checkpoint need their memory once: what
-    they are loaded into is allocated empty, and the file, with its optimizer states, is mapped.
+    Its own parameters are shared, not copied. With a checkpoint they are there twice for a moment; of
+    the file, which is mapped, the optimizers' states are not read.
     """
     twins: dict[int, Any] = {id(part): part.detach().cpu().clone() for part in module.buffers()}
     for part in module.parameters():
-        data = part.detach().cpu() if checkpoint is None else torch.empty_like(part, device="cpu")
-        twins[id(part)] = torch.nn.Parameter(data.detach(), part.requires_grad)
+        data = part.detach().cpu()
+        if checkpoint is not None and data.data_ptr() == part.data_ptr():
+            data = data.clone()
+        twins[id(part)] = torch.nn.Parameter(data, part.requires_grad)
     # LightningModule.__getstate__ leaves the trainer out, so the copy does not drag it along.
     twin = copy.deepcopy(module, twins)
     if checkpoint is not None:
         # This training wrote the file a moment ago; it holds hyperparameters of any class.
         state = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
         twin.on_load_checkpoint(state)
-        missing = twin.load_state_dict(state["state_dict"], strict=module.strict_loading).missing_keys
-        if missing:
-            own = module.state_dict()
-            twin.load_state_dict({key: own[key] for key in missing if key in own}, strict=False)
+        twin.load_state_dict(state["state_dict"], strict=module.strict_loading)
     return twin.eval()
 
 
