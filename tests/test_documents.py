@@ -1,0 +1,109 @@
+"""What the pages say beside their examples, held against the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from mlpipeline.core.config import MLflowConfig
+from mlpipeline.tracking import courier, dispatch, tracker as trackers
+from mlpipeline.tracking.run import Run
+
+ROOT = Path(__file__).parents[1]
+
+
+def page(name):
+    return (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+
+
+def rows(text):
+    """The first column of every table, without backticks and arguments."""
+    return re.findall(r"^\| `(\w+)", text, re.MULTILINE)
+
+
+def test_every_other_name_of_an_option_is_in_the_table():
+    """With the option that it means; no more and no fewer."""
+    options = [field for field in dataclasses.fields(MLflowConfig) if field.metadata]
+    aliases = {field.metadata["alias"]: field.name for field in options if field.metadata["alias"]}
+    found = re.findall(r"^\| `([a-z_]+)` \| `([a-z_]+)`", page("peers"), re.MULTILINE)
+    assert aliases == dict(found)
+
+
+def test_every_name_ascribed_to_autolog_is_one_of_its_arguments():
+    """Of the module that is named, or of any of those for our frameworks."""
+    import mlflow.pytorch
+    import mlflow.sklearn
+    import mlflow.xgboost
+
+    arguments = {
+        module.__name__: set(inspect.signature(module.autolog).parameters)
+        for module in (mlflow.pytorch, mlflow.sklearn, mlflow.xgboost)
+    }
+    arguments["mlflow.*"] = set().union(*arguments.values())
+    ascribed = re.findall(r"^\| `(\w+)` \| .* \| `(mlflow\..*)\.autolog` \|$", page("peers"), re.MULTILINE)
+    assert 6 == len(ascribed)
+    assert [] == [(name, where) for name, where in ascribed if name not in arguments[where]]
+
+
+def test_every_variable_of_mlflows_is_in_the_table():
+    """With ours, which is stronger."""
+    options = [field for field in dataclasses.fields(MLflowConfig) if field.metadata]
+    theirs = {
+        field.metadata["env"]: f"MLPIPELINE_{field.name.upper()}"
+        for field in options
+        if str(field.metadata["env"]).startswith("MLFLOW_")
+    }
+    assert theirs == dict(
+        re.findall(r"^\| `(MLFLOW_\w+)` \| `(MLPIPELINE_\w+)`", page("peers"), re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize("owner", [Run, trackers.MLflowTracker])
+def test_the_calls_of_the_trackers_page_exist(owner):
+    """And every call that records is in its table."""
+    text = page("tracker")
+    table = text[text.index("| Call |") : text.index("The same calls are on")]
+    listed = set(re.findall(r"`(\w+)\(", table))
+    assert all(callable(getattr(owner, name)) for name in listed)
+    recording = {name for name in vars(owner) if name.startswith(("log_", "set_", "register_"))}
+    assert {"log_param", "log_metric", "set_tag"} >= recording - listed, "the singular ones go without saying"
+
+
+def test_every_attribute_of_a_recording_is_on_its_page():
+    """The table of docs/testing.md."""
+    from mlpipeline.testing import Recorded
+
+    attributes = {name for name in vars(Recorded()) if not name.startswith("_")}
+    named = {
+        name
+        for line in re.findall(r"^\| (`.*?) \|", page("testing"), re.MULTILINE)
+        for name in re.findall(r"\w+", line)
+    }
+    assert attributes - {"dropped"} == named
+
+
+def test_the_times_of_the_delivery_page_are_those_of_the_code():
+    """Numbers that a change of a constant would make false."""
+    text = page("delivery")
+    assert f"leaves {courier.LINGER_S:g} seconds after" in " ".join(text.split())
+    assert f"{dispatch.PATIENCE_S:g} seconds after progress stops" in " ".join(text.split())
+    assert "a twentieth of one core" in text
+    assert 1 / 20 == courier.CPU_SHARE
+
+
+def test_every_page_is_in_the_index_and_in_the_readme():
+    """A page that nobody finds is none."""
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    listed = page("index").rpartition("```{toctree}")[2]
+    assert pages == set(re.findall(r"^(\w+)$", listed, re.MULTILINE))
+    assert pages == set(re.findall(r"\(docs/(\w+)\.md\)", (ROOT / "README.md").read_text("utf-8")))
+
+
+def test_the_pages_name_no_machine():
+    """No path of whoever wrote them."""
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        assert not re.findall(r"/(?:root|tmp|work|opt|home)/", path.read_text("utf-8")), path.name
