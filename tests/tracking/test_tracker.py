@@ -210,7 +210,7 @@ def test_a_run_is_continued_by_its_local_id(options, client, deliver):
 
 def test_a_start_goes_on_with_a_local_id_where_nobody_answers(options):
     """The destination is known to be down at once: nobody waits for connect_timeout_s."""
-    tracker = MLflowTracker(**{**options, "tracking_uri": "http://127.0.0.1:9", "connect_timeout_s": 60})
+    tracker = MLflowTracker(**{**options, "tracking_uri": "http://127.0.0.1:9", "connect_timeout_s": 600})
     run_id = tracker.start_run()
     tracker.log_metrics({"loss": 1.0})
     assert run_id.startswith("local-")
@@ -240,8 +240,8 @@ def test_a_search_waits_for_other_runs_of_this_process(options):
     assert ["another's"] == [run.run_name for run in found]
 
 
-def test_a_search_does_not_wait_for_another_destination(options, store_uri):
-    """What waits for a server that is down is not what is asked for."""
+def test_a_search_is_not_held_up_by_a_destination_that_is_away(options):
+    """What waits for another server is not what is asked for."""
     with MLflowTracker(**{**options, "tracking_uri": "http://127.0.0.1:9"}) as lost:
         lost.log_metrics({"loss": 1.0})
     assert [] == MLflowTracker(**options).search_runs()
