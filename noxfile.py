@@ -7,7 +7,6 @@ that a second run is quick. Only `tests` and `bench` install the frameworks.
 from __future__ import annotations
 
 import pathlib
-import tempfile
 
 import nox
 
@@ -30,18 +29,17 @@ def install(session: nox.Session, *packages: str) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Run the quickstart as a user would, in a new folder under demo/."""
+    """Run the quickstart as a user would, in the folder demo/; the next run compares itself with this one."""
     install(session, ".[lightning,plots]")
-    demos = ROOT / "demo"
-    demos.mkdir(exist_ok=True)
-    folder = tempfile.mkdtemp(prefix="run-", dir=demos)
+    folder = ROOT / "demo"
+    folder.mkdir(exist_ok=True)
     with session.chdir(folder):
         session.run(
             "python",
             str(ROOT / "examples" / "quickstart.py"),
             *session.posargs,
             # The journal too, so that deleting the folder leaves nothing behind.
-            env={**QUIET, "MLPIPELINE_HOME": str(pathlib.Path(folder, "home"))},
+            env={**QUIET, "MLPIPELINE_HOME": str(folder / "home")},
         )
     session.log(f"Everything it wrote is in {folder}")
 
