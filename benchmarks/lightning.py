@@ -253,6 +253,11 @@ def main() -> None:
     try:
         steps = (len(blocks.plan) + 1) * options.block + 10
         trainer.fit(Net(), torch.utils.data.DataLoader(Endless(steps), batch_size=None))
+        for recorder in recorders.values():
+            for callback in recorder.callbacks:
+                if isinstance(callback, MLflowCallback) and callback.run is not None:
+                    callback.run.settle(insist_s=120)
+                    print(f"{callback.config.tracking_uri}: {callback.run.counts()}")
     finally:
         if server is not None:
             os.killpg(server.pid, signal.SIGTERM)

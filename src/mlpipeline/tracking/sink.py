@@ -41,6 +41,9 @@ logger = logging.getLogger("mlpipeline")
 UID_TAG = "mlpipeline.uid"
 ATTEMPT_TAG = "mlpipeline.attempt"
 
+_KIND = ("mlflow.experimentKind", "custom_model_development")
+"""Lets MLflow's pages open an experiment of ours as model training, not as GenAI."""
+
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
 TAGS_PER_REQUEST = 100
@@ -445,8 +448,10 @@ class MlflowSink:
         if location is None and root is not None and not self.destination.is_http:
             store = self._sql_store(root)
             if store is not None:
-                return str(store.create_experiment(name, None, []))
-        return str(client.create_experiment(name, artifact_location=location))
+                from mlflow.entities import ExperimentTag
+
+                return str(store.create_experiment(name, None, [ExperimentTag(*_KIND)]))
+        return str(client.create_experiment(name, artifact_location=location, tags=dict([_KIND])))
 
     def _sql_store(self, root: str) -> Any:
         from mlflow.store.db.db_types import DATABASE_ENGINES
