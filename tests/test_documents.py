@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlpipeline.core.config import MLflowConfig
-from mlpipeline.tracking import courier, dispatch, tracker as trackers
+from mlpipeline.tracking import courier, dispatch, home, tracker as trackers
 from mlpipeline.tracking.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -88,9 +88,10 @@ def test_every_attribute_of_a_recording_is_on_its_page():
 
 def test_the_times_of_the_delivery_page_are_those_of_the_code():
     """Numbers that a change of a constant would make false."""
-    text = page("delivery")
-    assert f"leaves {courier.LINGER_S:g} seconds after" in " ".join(text.split())
-    assert f"{dispatch.PATIENCE_S:g} seconds after progress stops" in " ".join(text.split())
+    text = " ".join(page("delivery").split())
+    assert f"leaves {courier.LINGER_S:g} seconds after" in text
+    assert f"{dispatch.PATIENCE_S:g} seconds after progress stops" in text
+    assert f"its record in `done/` {home.DONE_KEPT_DAYS} days later" in text
     assert "a twentieth of one core" in text
     assert 1 / 20 == courier.CPU_SHARE
 
