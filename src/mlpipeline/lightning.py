@@ -15,7 +15,6 @@ Works with ``lightning.pytorch`` and ``pytorch_lightning``.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
 import inspect
@@ -28,12 +27,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlpipeline.core.errors import MissingExtraError, UsageError
-from mlpipeline.tracking.opening import open_run
-from mlpipeline.tracking.recorded import Recorded
+from mlpipeline.core.errors import MissingExtraError
+from mlpipeline.tracking.recorded import Recorded, unharmed
 
 if TYPE_CHECKING:
-    from mlpipeline.core.config import MLflowConfig
     from mlpipeline.tracking.run import Run
 
 try:
@@ -88,7 +85,6 @@ class MLflowCallback(Recorded, pl.Callback):
         super().__init__(config, run=run, parent=parent, params=params, **overrides)
         self._trainer: weakref.ref[Any] | None = None
         self._resumed_uid: str | None = None
-        self._rules: MLflowConfig = self.config
         self._reset()
 
     def _reset(self) -> None:
@@ -127,12 +123,10 @@ class MLflowCallback(Recorded, pl.Callback):
 
     def _enter(self, trainer: Any, *, uid: str | None = None, is_continued: bool) -> Run | None:
         if not trainer.is_global_zero:
-            # A module logs to `run` without asking for its rank.
-            self._run = open_run(self.config.replace(enabled=False))
+            self._stand_by()  # a module logs to `run` without asking for its rank
             return None
         run = self._open(uid=uid, is_continued=is_continued)
         self._trainer, self._resumed_uid = weakref.ref(trainer), None
-        self._rules = run.config.replace(**self.config.to_dict())
         run.step = _logger_step(trainer)
         return run
 
@@ -140,7 +134,7 @@ class MLflowCallback(Recorded, pl.Callback):
         """Record hyperparameters and datasets; optimizers and loaders exist by now."""
         if (run := self._active(trainer)) is None:
             return
-        with _unharmed("hyperparameters"):
+        with unharmed("hyperparameters"):
             for found in hyperparameters(trainer, pl_module):
                 run.log_params({key: value for key, value in found.items() if key not in self._params})
         _log_datasets(run, training=trainer.train_dataloader, validation=trainer.val_dataloaders)
@@ -150,9 +144,9 @@ class MLflowCallback(Recorded, pl.Callback):
         if (run := self._active(trainer)) is None:
             return
         self._detach(trainer)
-        with _unharmed("what early stopping found"):
+        with unharmed("what early stopping found"):
             _log_early_stopping(run, trainer)
-        with _unharmed("the model"):
+        with unharmed("the model"):
             self._log_models(run, trainer, pl_module)
         self._close()
 
@@ -280,7 +274,7 @@ class MLflowCallback(Recorded, pl.Callback):
             metrics["samples_per_s"] = self._epoch_samples * trainer.world_size / training_s
         if self._rules.step_axis != "step" or self._rated_step != run.step:
             metrics |= self._rates
-        self._record(run, trainer, metrics, run.step or 0)
+        self._record(metrics, run.step or 0, trainer.current_epoch)
 
     # --- metrics ------------------------------------------------------------------------------------
 
@@ -293,7 +287,7 @@ class MLflowCallback(Recorded, pl.Callback):
 
     def _heard(self, trainer: Any, metrics: Mapping[str, Any], step: int) -> None:
         """Take what Lightning gives to every logger."""
-        if (run := self._active(trainer)) is None:
+        if self._active(trainer) is None:
             return
         every = self._rules.log_every_n_steps
         if every is not None and not self._is_epoch_end and _is_fitting(trainer) and (step + 1) % every:
@@ -307,27 +301,13 @@ class MLflowCallback(Recorded, pl.Callback):
                 metrics = {name: value for name, value in metrics.items() if name != "epoch"}
             else:
                 self._last_epoch = (step, metrics["epoch"])
-        self._record(run, trainer, metrics, step)
+        self._record(metrics, step, trainer.current_epoch if self._is_epoch_end else None)
 
     def _saved(self, checkpoint: Any) -> None:
         """Note at which step a checkpoint was written."""
         path = getattr(checkpoint, "_last_checkpoint_saved", "") or getattr(checkpoint, "best_model_path", "")
         if self._run is not None:
             self._saved_steps[str(path)] = self._run.step or 0
-
-    def _record(self, run: Run, trainer: Any, metrics: Mapping[str, Any], step: int) -> None:
-        axis = self._rules.step_axis
-        if axis == "step" or not self._is_epoch_end:
-            run.log_metrics(metrics, step)
-            return
-        epoch = int(trainer.current_epoch)
-        if axis == "epoch":
-            run.log_metrics(metrics, epoch)
-        else:
-            run.log_metrics(metrics, step)
-            run.log_metrics(
-                {f"epoch/{name}": value for name, value in metrics.items() if name != "epoch"}, epoch
-            )
 
     # --- model --------------------------------------------------------------------------------------
 
@@ -344,7 +324,7 @@ class MLflowCallback(Recorded, pl.Callback):
                 run.log_artifact(path, "checkpoints")
         for path in getattr(checkpoint, "best_k_models", ()) if kind == "all" else ():
             if path != best and _existing(path):
-                with _unharmed(f"the checkpoint {path}"):
+                with unharmed(f"the checkpoint {path}"):
                     name = re.sub(r"[^\w-]+", "_", Path(path).stem)
                     step = self._saved_steps.get(path)
                     run.log_model(_twin(module, path), name, input_example=example, step=step, register_as="")
@@ -544,7 +524,7 @@ def _learning_rates(trainer: Any) -> dict[str, float]:
 
 def _log_datasets(run: Run, **loaders: Any) -> None:
     sizes: dict[str, Any] = {}
-    with _unharmed("the datasets"):
+    with unharmed("the datasets"):
         for context, given in loaders.items():
             values = given.values() if isinstance(given, Mapping) else given
             several = values if isinstance(given, (Mapping, list, tuple)) else [given]
@@ -608,17 +588,6 @@ def _twin(module: Any, checkpoint: str | None) -> Any:
         twin.on_load_checkpoint(state)
         twin.load_state_dict(state["state_dict"], strict=module.strict_loading)
     return twin.eval()
-
-
-@contextlib.contextmanager
-def _unharmed(what: str) -> Iterator[None]:
-    """Run a block whose failure costs that part of the record only: it is told, and training goes on."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception:
-        logger.warning("could not record %s", what, exc_info=True)
 
 
 def _logger_step(trainer: Any) -> int:

@@ -79,3 +79,15 @@ def test_a_copy_has_runs_of_its_own(store_uri):
     uids = {fold._open().uid for fold in folds}
     assert 2 == len(uids)
     assert template.run is None
+
+
+def test_who_stands_by_takes_everything_and_keeps_nothing(store_uri):
+    """A rank other than zero, whose code logs as rank zero's does; it is not given rank zero's run."""
+    ranks = [Recorded(offline(store_uri)) for _ in range(2)]
+    ranks[1]._next_uid = ranks[0]._next_uid  # as both have it from the process that spawned them
+    written = ranks[0]._open()
+    ranks[1]._stand_by()
+    ranks[1].run.log_metrics({"loss": 0.5}, step=0)
+    assert not ranks[1].run.is_enabled
+    assert written.uid != ranks[1].run.uid
+    assert ranks[1].run_id is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from contextlib import contextmanager
 from multiprocessing.context import get_spawning_popen
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,9 @@ from mlpipeline.tracking.run import Run, status_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+logger = logging.getLogger("mlpipeline")
 
 
 class Recorded:
@@ -46,6 +50,8 @@ class Recorded:
         self._params = dict(params or {})
         self._run: Run | None = run
         self._user: int | None = None
+        # What decides how a training is recorded: this callback's options, then those of the run.
+        self._rules = self.config
         # The name of the next run is decided here, because a training may happen in a process that
         # this one starts, of which nothing comes back but what it leaves in the journal home.
         self._next_uid = new_uid()
@@ -102,9 +108,14 @@ class Recorded:
         else:
             self._run = open_run(self.config, parent=self._parent, uid=uid, proposed_uid=self._next_uid)
             self._next_uid = new_uid()
+        self._rules = self._run.config.replace(**self.config.to_dict())
         if self._params:
             self._run.log_params(self._params)
         return self._run
+
+    def _stand_by(self) -> None:
+        """Take part in a training that another process records: `run` takes everything and keeps nothing."""
+        self._run, self._next_uid = open_run(self.config.replace(enabled=False)), new_uid()
 
     def _close(self, status: str = "FINISHED") -> None:
         """Leave a training: its run ends, unless it was given."""
@@ -115,6 +126,22 @@ class Recorded:
     def _fail(self, error: BaseException) -> None:
         """Leave a training that an exception ended."""
         self._close(status_of(type(error)))
+
+    def _record(self, metrics: Mapping[str, Any], step: int, epoch: int | None = None) -> None:
+        """Record metrics on the axis that the user chose.
+
+        Args:
+            metrics: Names to numbers.
+            step: Step of the training.
+            epoch: The epoch that they sum up; None for those of a step.
+        """
+        if self._run is None:
+            return
+        axis = "step" if epoch is None else self._rules.step_axis
+        self._run.log_metrics(metrics, epoch if axis == "epoch" else step)
+        if axis == "both":
+            named = {f"epoch/{name}": value for name, value in metrics.items() if name != "epoch"}
+            self._run.log_metrics(named, epoch)
 
     def _take_over(self) -> None:
         """Make the run of a training in a process that this one started our own last run."""
@@ -128,3 +155,14 @@ class Recorded:
             # copy (a fold's, a trial's) has runs of its own.
             state["_run"], state["_next_uid"] = self.run, self._next_uid
         return state
+
+
+@contextmanager
+def unharmed(what: str) -> Iterator[None]:
+    """Run a block whose failure costs that part of the record only: it is told, and training goes on."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception:
+        logger.warning("could not record %s", what, exc_info=True)
