@@ -53,7 +53,7 @@ def sync(journal_dir: str | None, is_json: bool) -> None:
     home.create()
     if not Courier(home, owns_process=True, mode="sync").run(until_idle=True):
         # Another courier serves this home: it is asked to hurry, and waited for.
-        Dispatch(home, "process").wait(lambda: not any(one.counts.pending for one in accounts(home)))
+        Dispatch(home, "process").wait(lambda: not any(_is_unfinished(home, one) for one in accounts(home)))
     after = {uid: counts_of(home, uid) for uid in before}
     sent = DeliveryCounts(
         sum(after[uid].delivered - before[uid].delivered for uid in before),
@@ -66,6 +66,12 @@ def sync(journal_dir: str | None, is_json: bool) -> None:
         sys.exit(EXIT_PENDING)
     if sent.refused:
         sys.exit(EXIT_REFUSED)
+
+
+def _is_unfinished(home: Home, account: RunAccount) -> bool:
+    # A dead run's folder goes when its end is delivered, a live one's stays.
+    is_there = home.run(account.uid).path.exists()
+    return account.counts.pending > 0 or (is_there and not account.is_live)
 
 
 def _print_sync(sent: DeliveryCounts, left: list[RunAccount], *, is_json: bool) -> None:

@@ -1,0 +1,93 @@
+"""What does the callback add to ``import lightning``, and to the time until the first step?
+
+    python benchmarks/start.py
+
+Fresh processes in pairs, one with the callback and one without, in turn; the store exists in the first
+table and is created by the courier in the second.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PAIRS = 5
+
+PROGRAM = """
+import sys, time
+cpu = time.process_time()
+import lightning.pytorch as pl
+import torch
+framework = time.process_time() - cpu
+callbacks, added = [], 0.0
+if sys.argv[1] == "with":
+    cpu = time.process_time()
+    from mlpipeline.lightning import MLflowCallback
+    added = time.process_time() - cpu
+    callbacks = [MLflowCallback(log_model=False)]
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+class First(pl.Callback):
+    def on_train_batch_start(self, *args):
+        if self.at is None:
+            self.at = time.perf_counter()
+    at = None
+
+first = First()
+trainer = pl.Trainer(max_steps=50, accelerator="cpu", logger=False, enable_checkpointing=False,
+    enable_progress_bar=False, enable_model_summary=False, callbacks=[*callbacks, first])
+began = time.perf_counter()
+trainer.fit(BoringModel())
+print("RESULT", framework, added, first.at - began, "mlflow" in sys.modules)
+"""
+
+
+def measure(way: str, folder: Path) -> tuple[float, float, float, bool]:
+    """Run one process; import CPU of the framework, of us, seconds to the first step, mlflow loaded."""
+    environ = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLPIPELINE_HOME": str(folder / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, way],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
+    _, framework, added, first, loaded = line.split()
+    return float(framework), float(added), float(first), loaded == "True"
+
+
+def main() -> None:
+    """Print both tables."""
+    ready = Path(tempfile.mkdtemp(prefix="mlpipeline-bench-"))
+    measure("with", ready)  # also writes the byte code and creates the store
+    for title, is_new in (("store exists", False), ("new store", True)):
+        rows: dict[str, list[tuple[float, float, float, bool]]] = {"without": [], "with": []}
+        for _ in range(PAIRS):
+            for way in rows:
+                folder = Path(tempfile.mkdtemp(prefix="mlpipeline-bench-")) if is_new else ready
+                rows[way].append(measure(way, folder))
+                if is_new:
+                    shutil.rmtree(folder, ignore_errors=True)
+        later = [a[2] - b[2] for a, b in zip(rows["with"], rows["without"])]
+        print(f"{title}: medians [min, max] of {PAIRS} pairs")
+        print(f"  import lightning, CPU s            {spread([row[0] for row in rows['without']])}")
+        print(f"  import mlpipeline.lightning adds   {spread([row[1] for row in rows['with']])}")
+        print(f"  fit to first step without, s       {spread([row[2] for row in rows['without']])}")
+        print(f"  the callback comes later by, s     {spread(later)}")
+        print(f"  mlflow loaded in the trainer       {any(row[3] for row in rows['with'])}")
+
+
+def spread(values: list[float]) -> str:
+    """Return median and extremes."""
+    return f"{statistics.median(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
+
+
+if __name__ == "__main__":
+    main()
