@@ -70,9 +70,9 @@ def main() -> None:
     for title, is_new in (("store exists", False), ("new store", True)):
         rows: dict[str, list[tuple[float, float, float, bool]]] = {"without": [], "with": []}
         for _ in range(PAIRS):
-            for way in rows:
+            for way, found in rows.items():
                 folder = Path(tempfile.mkdtemp(prefix="mlpipeline-bench-")) if is_new else ready
-                rows[way].append(measure(way, folder))
+                found.append(measure(way, folder))
                 if is_new:
                     shutil.rmtree(folder, ignore_errors=True)
         later = [a[2] - b[2] for a, b in zip(rows["with"], rows["without"])]
