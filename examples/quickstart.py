@@ -58,7 +58,11 @@ def main() -> None:
     train, val = random_split(TensorDataset(images, torch.tensor(digits.target)), [1500, 297])
 
     config = MLflowConfig(
-        experiment_name="digits", model_name="digits", register_model=True, model_alias="champion"
+        experiment_name="digits",
+        model_name="digits",
+        register_model=True,
+        model_alias="champion",
+        log_input_example=True,
     )
     callback = MLflowCallback(config)
     trainer = pl.Trainer(

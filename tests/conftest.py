@@ -95,11 +95,11 @@ def server(
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, copy_store: Callable[[Path, str], str], *options: str, **environ: str
+    folder: Path, copy_store: Callable[[Path, str], str], *options: str, port: int = 0, **environ: str
 ) -> Iterator[Server]:
     """Run a real MLflow server in *folder* with more command-line options and environment variables."""
     log = folder / "server.log"
-    port = free_port()
+    port = port or free_port()
     uri = f"http://127.0.0.1:{port}"
     store = copy_store(folder / "mlflow.db", "mlflow-artifacts:")
     with log.open("wb") as output:
@@ -129,6 +129,14 @@ def serving(
         yield Server(uri=uri, log=log, pid=process.pid)
     finally:
         stop_group(process)
+
+
+@pytest.fixture
+def late_server(
+    tmp_path_factory: pytest.TempPathFactory, copy_store: Callable[[Path, str], str]
+) -> Callable[[int], AbstractContextManager[Server]]:
+    """Start a real MLflow server at a port that was dead until then."""
+    return lambda port: serving(tmp_path_factory.mktemp("late-server"), copy_store, port=port)
 
 
 @pytest.fixture(scope="session")

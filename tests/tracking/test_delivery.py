@@ -17,7 +17,7 @@ from mlflow.entities import Run as MlflowRun, ViewType
 from mlpipeline import MLflowConfig
 from mlpipeline.tracking.account import account_of, dead_letters
 from mlpipeline.tracking.home import Home
-from mlpipeline.tracking.opening import open_run
+from mlpipeline.tracking.opening import attached_run, open_run
 from mlpipeline.tracking.records import Kind
 
 Deliver = Callable[[], None]
@@ -124,7 +124,7 @@ def test_a_run_killed_without_an_end_becomes_killed_at_its_last_record(
     assert ("KILLED", point.timestamp) == (found.info.status, found.info.end_time)
 
 
-def test_a_live_run_is_delivered_but_never_ended(config: MLflowConfig, deliver: Deliver) -> None:
+def test_a_live_runis_delivered_but_never_ended(config: MLflowConfig, deliver: Deliver) -> None:
     """A courier in the writer's own process sees that the writer lives."""
     run = open_run(config)
     run.log_metrics({"loss": 0.5}, step=0)
@@ -337,3 +337,22 @@ def test_a_hostile_journal_names_nothing_outside_of_the_spool(
     deliver()
     assert not client_of(config).list_artifacts(only_run(config).info.run_id)
     assert ["artifact"] == [letter["kind"] for letter in dead_letters(Home(home), run.uid)]
+
+
+def test_a_handle_on_another_process_run_knows_its_model(
+    store_uri: str, deliver: Deliver, experiment: str
+) -> None:
+    """As after ddp_spawn: the run was opened and its model logged elsewhere."""
+    from sklearn.linear_model import LinearRegression
+
+    options = MLflowConfig(experiment_name=experiment, model_name=experiment, register_model=True)
+    config = options.replace(tracking_uri=store_uri, delivery="offline")
+    run = open_run(config)
+    run.log_model(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]))
+    run.end()
+    deliver()
+    handle = attached_run(config, run.uid)
+    assert handle is not None
+    assert run.model_uri == handle.model_uri
+    assert 1 == handle.model_version
+    assert 2.0 == pytest.approx(handle.load_model().predict([[2.0]])[0])

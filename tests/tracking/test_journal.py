@@ -165,6 +165,20 @@ def test_a_reader_goes_on_where_it_was_acknowledged(journal: JournalWriter) -> N
     }
 
 
+def test_a_damaged_header_costs_nothing(journal: JournalWriter) -> None:
+    """The run's header stands twice: with its first copy destroyed, the run is known and its points are read."""
+    journal.append_metrics(("a",), [1.0], 0, 1)
+    path = journal.folder.segment(journal.name, 1)
+    data = bytearray(path.read_bytes())
+    data[40:60] = bytes(20)
+    path.write_bytes(data)
+    reader = JournalReader(journal.folder, journal.name)
+    assert reader.look()
+    points = [point for frame in reader.read(is_final=True) for point in _points(reader, frame)]
+    assert [Point("a", 1.0, 1, 0)] == points
+    assert 1 == reader.damaged
+
+
 def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
     """Folders 0700 and files 0600, also when the umask would allow all."""
     before = os.umask(0)
@@ -203,7 +217,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 writer = JournalWriter(Home(Path({str(tmp_path / "h")!r})), "run", {{"role": "opener"}})
 writer.append_metrics(("a",), [0.0], 0, 1)
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
 for step in range(1, 100):
     writer.append_metrics(("a",), [float(step)], step, 1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
@@ -369,6 +383,10 @@ class Crashes(RuleBasedStateMachine):
 
 TestCrashes = Crashes.TestCase
 TestCrashes.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def _points(reader: JournalReader, frame: records.Frame) -> list[Point]:
+    return reader.points(frame) if frame.kind in {Kind.METRICS, Kind.METRICS_STEPS} else []
 
 
 def _counted(points: list[Point]) -> dict[str, int]:

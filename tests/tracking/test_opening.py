@@ -43,6 +43,20 @@ def test_inside_a_users_run_it_is_added_to_and_never_ended(store_uri: str, deliv
     assert 1 == len(MlflowClient().search_runs([theirs.info.experiment_id]))
 
 
+def test_the_default_store_is_the_same_in_a_folder_with_spaces(
+    copy_store: Callable[[Path, str], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """MLflow spells its default URI with %20 there; the user's active run is in it all the same."""
+    folder = tmp_path / "my project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    copy_store(folder / "mlflow.db", str(folder / "mlruns"))
+    with mlflow.start_run() as theirs:
+        run = open_run(OFFLINE)
+        assert theirs.info.run_id == run.run_id
+        run.end()
+
+
 def test_another_destination_gets_a_run_of_its_own_with_one_warning(
     store_uri: str, tmp_path: Path, copy_store: Callable[[Path, str], str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -202,4 +216,13 @@ def test_nonfinite_raise_stops_at_the_first_bad_value() -> None:
     run = open_run(OFFLINE.replace(nonfinite="raise"))
     with pytest.raises(UnloggableError, match="metric 'ndcg@3' is nan"):
         run.log_metrics({"ndcg@3": float("nan")}, step=1)
+    run.end()
+
+
+@pytest.mark.parametrize("bad", ["", "/abs.txt", "../out.txt", "a/../../b.txt", "..", "a\\..\\b.txt"])
+def test_a_name_outside_of_the_artifacts_raises_where_it_was_given(bad: str) -> None:
+    """MLflow's server would refuse it when nobody listens any more."""
+    run = open_run(OFFLINE)
+    with pytest.raises(UnloggableError, match="below the run's artifacts"):
+        run.log_text("x", bad)
     run.end()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -25,6 +26,7 @@ from mlpipeline.tracking.opening import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 pytestmark = pytest.mark.process
 
@@ -219,31 +221,49 @@ def test_twenty_trainings_killed_lose_nothing_and_end_killed_without_help(
             assert all(point.value == pytest.approx(point.step * sign) for point in points)
 
 
-def test_a_server_absent_from_start_to_end_costs_training_nothing(
-    store_uri: str, home: Path, clean_courier: None
+@pytest.mark.server
+def test_a_server_absent_from_start_to_end_costs_training_nothing_and_sync_delivers_all(
+    home: Path, clean_courier: None, late_server: Callable[[int], AbstractContextManager[Any]]
 ) -> None:
-    """Same exit code, no wait to speak of, one line with the next step; then sync delivers all of it."""
+    """Same exit code, no wait to speak of, one line with the next step; when the server is there, all of it is."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     code = """
-        import time
+        import os, time
         from mlpipeline import MLflowConfig
         from mlpipeline.tracking.opening import open_run
-        began = time.perf_counter()
-        run = open_run(MLflowConfig(experiment_name="absent"))
+        run = open_run(MLflowConfig(experiment_name="absent", enabled=os.environ["RECORD"] == "yes"))
         for step in range(200):
             run.log_metrics({"loss": 1 / (step + 1)}, step=step)
         run.end()
-        print(time.perf_counter() - began)
     """
-    dead = "http://127.0.0.1:9"
-    exit_code, out, error = run_script(code, MLFLOW_TRACKING_URI=dead)
-    assert 0 == exit_code
-    assert 1.0 > float(out)
+    uri = f"http://127.0.0.1:{port}"
+    seconds = {}
+    for record in ("no", "yes"):
+        began_s = time.perf_counter()
+        exit_code, _, error = run_script(code, MLFLOW_TRACKING_URI=uri, RECORD=record)
+        seconds[record] = time.perf_counter() - began_s
+        assert 0 == exit_code
+    assert seconds["yes"] < seconds["no"] + 2
     (line,) = [line for line in error.splitlines() if line.startswith("mlpipeline: absent")]
     assert "mlpipeline sync" in line
     (folder,) = Home(home).runs()
     account = account_of(Home(home), folder.uid)
     assert (0, 201) == (account.counts.delivered, account.counts.pending)
     assert "does not answer" in (account.problem or "")
+    stop_courier(home)
+    with late_server(port):
+        subprocess.run(
+            [sys.executable, "-m", "mlpipeline", "sync"], check=True, timeout=90, capture_output=True
+        )
+        client = MlflowClient(uri, uri)
+        experiment = client.get_experiment_by_name("absent")
+        assert experiment is not None
+        (found,) = client.search_runs([experiment.experiment_id])
+        assert "FINISHED" == found.info.status
+        points = client.get_metric_history(found.info.run_id, "loss")
+        assert [(step, 1 / (step + 1)) for step in range(200)] == sorted((p.step, p.value) for p in points)
 
 
 def test_eight_threads_on_one_run_are_all_right(store_uri: str, deliver: Callable[[], None]) -> None:

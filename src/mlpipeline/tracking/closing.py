@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlpipeline.tracking.run import Run
 
 _runs: dict[str, Run] = {}
+_SETTLED_AT_ONCE = 8
 _state = {"pid": os.getpid(), "is_armed": False}
 
 
@@ -29,7 +30,16 @@ def watch(run: Run) -> None:
     if not _state["is_armed"]:
         _state["is_armed"] = True
         _arm()
+    _settle_oldest()
     _runs[run.uid] = run
+
+
+def _settle_oldest() -> None:
+    # A process that opens thousands of runs, such as a search, must not keep them all until its exit.
+    for run in list(_runs.values())[:_SETTLED_AT_ONCE]:
+        if run.is_ended and run.is_delivered():
+            run.tell()
+            forget(run)
 
 
 def forget(run: Run) -> None:

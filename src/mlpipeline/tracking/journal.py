@@ -159,7 +159,10 @@ class JournalWriter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(path, flags, 0o600)
         header = {**self._header, "writer": self.name, "host": liveness.host_id(), "pid": os.getpid()}
-        start = records.preamble() + records.json_frame(next(self._sequence), Kind.RUN, header)
+        # Twice: without a header nothing of a journal can be delivered, so no one damaged place may cost it.
+        start = records.preamble()
+        for _ in range(2):
+            start += records.json_frame(next(self._sequence), Kind.RUN, header)
         try:
             if os.write(descriptor, start) != len(start):
                 raise OSError("the disk is full")
@@ -396,7 +399,8 @@ class JournalReader:
             try:
                 with open(self.folder.segment(self.writer, number), "rb") as file:
                     self._check_version(file.read(records.PREAMBLE.size), number)
-                    self._learn(records.scan(file.read(_HEADER_BYTES), 0, is_final=False).frames[:1])
+                    found = records.scan(file.read(_HEADER_BYTES), 0, is_final=False).frames
+                    self._learn([frame for frame in found if frame.kind is Kind.RUN][:1])
             except OSError:
                 continue
         return self.header is not None

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from mlpipeline.core import credentials
 from mlpipeline.tracking import closing, names, surroundings
@@ -83,7 +84,7 @@ def open_run(
         The run; one that records nothing if the configuration says ``enabled=False``.
     """
     fluent = surroundings.fluent_state()
-    asked, config = config, resolved(config, fluent)
+    config = resolved(config, fluent)
     if not config.enabled:
         return Run(config, "", {"role": "none"}, journal=None, home=None)
     cwd = Path.cwd()
@@ -102,7 +103,7 @@ def open_run(
     if parent is not None:
         header["parent"] = {"uid": parent.uid} if isinstance(parent, Run) else {"run_id": parent}
     elif uid is None and header["run_id"] is None:
-        header |= _guest_of(fluent, asked, where.tracking_uri) or _continued()
+        header |= _guest_of(fluent, where.tracking_uri) or _continued()
     run_tags = {key: str(value) for key, value in {**config.tags, **(tags or {})}.items()}
     if config.description:
         run_tags["mlflow.note.content"] = config.description
@@ -216,14 +217,14 @@ def _experiment(config: MLflowConfig, cwd: Path) -> dict[str, Any]:
     }
 
 
-def _guest_of(fluent: surroundings.FluentState, asked: MLflowConfig, tracking_uri: str) -> dict[str, Any]:
+def _guest_of(fluent: surroundings.FluentState, tracking_uri: str) -> dict[str, Any]:
     """Return what makes us a guest of the user's own active run; nothing if we are not."""
     if fluent.active_run_id is None:
         return {}
     reason = None
     if fluent.active_run_is_autolog:
         reason = "it belongs to mlflow's autolog"
-    elif "tracking_uri" in asked.given and not _is_same_store(fluent.active_run_tracking_uri, tracking_uri):
+    elif not _is_same_store(fluent.active_run_tracking_uri, tracking_uri):
         reason = f"the configuration names another destination ({tracking_uri})"
     if reason is not None:
         logger.warning("not recording into the active MLflow run %s: %s", fluent.active_run_id, reason)
@@ -239,7 +240,10 @@ def _tell_new_store(config: MLflowConfig, where: Destination) -> None:
 
 
 def _is_same_store(theirs: str | None, ours: str) -> bool:
-    return theirs is None or credentials.stripped(surroundings.absolute_uri(theirs, Path.cwd())) == ours
+    if theirs is None:
+        return True
+    # MLflow quotes a path's spaces in its default URI, and SQLAlchemy takes both spellings for one file.
+    return unquote(credentials.stripped(surroundings.absolute_uri(theirs, Path.cwd()))) == unquote(ours)
 
 
 def _continued() -> dict[str, Any]:

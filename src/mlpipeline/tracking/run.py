@@ -11,22 +11,19 @@ it stands: a metric that is not a number, a file that is not there, a run that h
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
 import os
 import secrets
-import shutil
 import threading
 import time
-import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mlpipeline.core.errors import UnloggableError, UsageError
-from mlpipeline.tracking import closing, names
+from mlpipeline.tracking import closing, files, names
 from mlpipeline.tracking.account import LOCAL_PREFIX, DeliveryCounts, counts_of
 from mlpipeline.tracking.dispatch import Dispatch, dispatch_for
 from mlpipeline.tracking.journal import JournalWriter
@@ -284,7 +281,7 @@ class Run:
             self._append(Kind.PARAMS, {"params": keyed}, is_synced=True)
         if long:
             self._long_params.update(long)
-            self._log_file("params_full.json", lambda path: _write_json(path, self._long_params))
+            self._log_file("params_full.json", lambda path: files.write_structure(path, self._long_params))
 
     def log_param(self, key: str, value: Any) -> None:
         """Record one hyperparameter; see `log_params`."""
@@ -366,9 +363,10 @@ class Run:
         from mlpipeline.tracking.staging import copy_into_spool
 
         name = source.resolve().name
-        target = artifact_path
+        folder, _ = files.artifact_parts(f"{artifact_path}/{name}" if artifact_path else name)
+        target = folder
         if source.is_dir():
-            target = f"{artifact_path}/{name}" if artifact_path else name
+            target = f"{folder}/{name}" if folder else name
         with self._spooling(name) as place:
             if place is not None:
                 copy_into_spool(source, place)
@@ -402,30 +400,12 @@ class Run:
     def log_dict(self, content: Mapping[str, Any] | Sequence[Any], artifact_file: str) -> None:
         """Record a structure as JSON, or as YAML when *artifact_file* ends so."""
         self._check_open("log_dict")
-
-        def write(path: Path) -> None:
-            if path.suffix in {".yaml", ".yml"}:
-                import yaml
-
-                path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-            else:
-                _write_json(path, content)
-
-        self._log_file(artifact_file, write)
+        self._log_file(artifact_file, lambda path: files.write_structure(path, content))
 
     def log_table(self, data: Any, artifact_file: str) -> None:
         """Record a table (a DataFrame, or a mapping of columns) that MLflow's UI shows as one."""
         self._check_open("log_table")
-
-        def write(path: Path) -> None:
-            if hasattr(data, "to_json"):
-                data.to_json(path, orient="split", index=False)
-                return
-            columns = {key: list(value) for key, value in dict(data).items()}
-            rows = [list(row) for row in zip(*columns.values(), strict=True)]
-            _write_json(path, {"columns": list(columns), "data": rows})
-
-        self._log_file(artifact_file, write)
+        self._log_file(artifact_file, lambda path: files.write_table(path, data))
         self._tables.append({"path": artifact_file, "type": "table"})
         self.set_tags({"mlflow.loggedArtifacts": json.dumps(self._tables)})
 
@@ -443,38 +423,30 @@ class Run:
 
         def write(path: Path) -> None:
             nonlocal rendered
-            if hasattr(figure, "savefig"):
-                figure.savefig(path)
-            elif path.suffix == ".html":
-                figure.write_html(str(path), include_plotlyjs="cdn", auto_open=False)
-            else:
-                figure.write_image(str(path))
+            files.write_figure(path, figure)
             rendered = path.read_bytes()
 
         self._log_file(artifact_file, write)
         step = self.step if step is None else step
         if rendered and step is not None and Path(artifact_file).suffix == ".png":
-            # MLflow's naming of image series (tracking/client.py, log_image); its pages show the small
-            # copy first.
-            key = Path(artifact_file).with_suffix("").as_posix().replace("/", "~")
-            now_ms = time.time_ns() // 1_000_000
-            stem = f"images/{key}+step+{step}+timestamp+{now_ms}+{uuid.uuid4()}"
+            # MLflow's pages show the small copy first.
+            stem = files.image_series_stem(artifact_file, step)
             self._log_file(f"{stem}.png", lambda path: path.write_bytes(rendered))
-            self._log_file(f"{stem}+compressed.webp", lambda path: _write_small(path, rendered))
+            self._log_file(f"{stem}+compressed.webp", lambda path: files.write_thumbnail(path, rendered))
             self.set_tags({"mlflow.loggedImages": "true"})
 
     def _log_file(self, artifact_file: str, write: Callable[[Path], Any]) -> None:
         """Spool a file that *write* makes, as the artifact of that name."""
         if self._journal is None or not self.config.log_artifacts:
             return
-        folder, _, name = artifact_file.rpartition("/")
+        folder, name = files.artifact_parts(artifact_file)
         with self._spooling(name) as place:
             if place is not None:
                 write(place)
-            self._keep_spooled(Kind.ARTIFACT, place, {"file": name, "artifact_path": folder or None})
+            self._keep_spooled(Kind.ARTIFACT, place, {"file": name, "artifact_path": folder})
 
-    def _spooling(self, name: str) -> _SpoolPlace:
-        return _SpoolPlace(self, name)
+    def _spooling(self, name: str) -> files.SpoolPlace:
+        return files.SpoolPlace(self._home.run(self.uid).spool if self._home is not None else None, name)
 
     def _keep_spooled(self, kind: Kind, place: Path | None, record: dict[str, Any]) -> bool:
         if place is not None:
@@ -628,16 +600,22 @@ class Run:
         self.config.replace(model_name=name)
 
     def _model_state(self, is_met: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-        if not self._models or self._home is None:
+        # Of a run that another process opened, the courier knows the models, and we do not.
+        is_attached = self._header.get("role") == "attached"
+        if self._home is None or not (self._models or is_attached):
             return None
-        uid = self._models[-1]["uid"]
+        uid = self._models[-1]["uid"] if self._models else None
 
         def known() -> dict[str, Any] | None:
-            state = self._state()
-            found = state.models.get(uid) if state else None
+            models = state.models if (state := self._state()) else {}
+            found = next(reversed(models.values()), None) if uid is None else models.get(uid)
             return found if found and is_met(found) else None
 
-        self._dispatch().wait(lambda: known() is not None, destination=self._destination_key())
+        def is_settled() -> bool:
+            state = self._state()
+            return known() is not None or bool(state and state.is_ended and not state.uploads)
+
+        self._dispatch().wait(is_settled, destination=self._destination_key())
         return known()
 
     @property
@@ -656,10 +634,11 @@ class Run:
     def model_version(self) -> int | None:
         """The version registered last, of the model logged last; waits. None when it is not registered."""
         uid = self._version_uid
-        if uid is None:
-            return None
-        found = self._model_state(lambda model: uid in model.get("versions", {}))
-        return int(found["versions"][uid]) if found else None
+        if uid is not None:
+            found = self._model_state(lambda model: uid in model.get("versions", {}))
+            return int(found["versions"][uid]) if found else None
+        found = None if self._models else self._model_state(lambda model: "version" in model)
+        return int(found["version"]) if found else None
 
     def load_model(self) -> Any:
         """Load back the model logged last, from MLflow.
@@ -756,10 +735,20 @@ class Run:
             What became of the run's records.
         """
         if self._home is not None:
-            self._dispatch().wait(self._is_delivered, destination=self._destination_key(), insist_s=insist_s)
+            self._dispatch().wait(self.is_delivered, destination=self._destination_key(), insist_s=insist_s)
         return self.counts()
 
     flush = wait
+
+    def is_delivered(self) -> bool:
+        """Tell, without waiting, whether everything recorded so far is in MLflow."""
+        state = self._state()
+        if state is None or state.uploads:
+            return False
+        if self.owns_run and self._status is not None:
+            return state.is_ended and state.attempt >= int(self._header.get("attempt", 0))
+        journal = self._journal
+        return not isinstance(journal, JournalWriter) or journal.is_acknowledged(state.offsets)
 
     def counts(self) -> DeliveryCounts:
         """Return what became of the run's records so far, without waiting."""
@@ -810,15 +799,6 @@ class Run:
 
     def _state(self) -> RunState | None:
         return self._home.state(self.uid) if self._home is not None else None
-
-    def _is_delivered(self) -> bool:
-        state = self._state()
-        if state is None or state.uploads:
-            return False
-        if self.owns_run and self._status is not None:
-            return state.is_ended and state.attempt >= int(self._header.get("attempt", 0))
-        journal = self._journal
-        return not isinstance(journal, JournalWriter) or journal.is_acknowledged(state.offsets)
 
     def _append(self, kind: Kind, content: dict[str, Any], *, is_synced: bool = False) -> bool:
         if self._journal is None:
@@ -877,40 +857,6 @@ class Run:
         return f"<Run {self._run_id or self.uid} {status}>"
 
 
-class _SpoolPlace:
-    """A place in the spool that is cleaned up unless its record was kept."""
-
-    def __init__(self, run: Run, name: str) -> None:
-        self._run = run
-        self._name = name
-        self._folder: Path | None = None
-
-    def __enter__(self) -> Path | None:
-        home = self._run._home  # noqa: SLF001 - the two are one thing in two pieces
-        if home is None:
-            return None
-        folder = home.run(self._run.uid).spool / secrets.token_hex(8)
-        try:
-            os.makedirs(folder, mode=0o700)
-        except OSError as error:
-            logger.warning("cannot keep %s in the spool: %s", self._name, error)
-            return None
-        self._folder = folder
-        return folder / self._name
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if kind is None or self._folder is None:
-            return False
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if issubclass(kind, OSError):
-            # The disk's fault, not the user's: told, and training goes on.
-            logger.warning("cannot keep %s in the spool: %s", self._name, error)
-            return True
-        return False
-
-
 def status_of(kind: type[BaseException] | None) -> str:
     """Return the status that an exception, or its absence, means for a run."""
     if kind is None:
@@ -928,19 +874,3 @@ def _not_a_number(metrics: Mapping[str, Any]) -> UnloggableError:
                 "log text with set_tags or log_text"
             )
     return UnloggableError("a metric is not a number")
-
-
-def _write_small(path: Path, image: bytes) -> None:
-    """Write an image as MLflow's pages list it: 256 pixels at most, or whole without Pillow."""
-    try:
-        from PIL import Image
-    except ImportError:  # plotly draws without it
-        path.write_bytes(image)
-        return
-    with Image.open(io.BytesIO(image)) as small:
-        small.thumbnail((256, 256))
-        small.save(path)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
