@@ -19,7 +19,7 @@ import pytest
 from hypothesis import assume, example, given, strategies as st
 from mlflow.utils.validation import _validate_metric_name
 
-from mlpipeline.tracking import names
+from mlpipeline.tracking import names, params as params_module, redaction
 
 # Plain text hardly ever builds an escape or a bad path, so the parts are drawn too.
 NAMES = st.lists(
@@ -225,17 +225,17 @@ class Point(NamedTuple):
 )
 def test_a_value_has_a_short_stable_text(value: Any, text: str) -> None:
     """Each kind of value reads as a person would write it."""
-    assert {"p": text} == names.flatten_params({"p": value}, max_value_chars=9000)[0]
+    assert {"p": text} == params_module.flatten_params({"p": value}, max_value_chars=9000)[0]
 
 
 def test_an_integer_too_long_for_python_to_print_is_hexadecimal() -> None:
     """Python itself refuses to convert more than 4300 digits."""
-    assert {"p": hex(10**5000)} == names.flatten_params({"p": 10**5000})[0]
+    assert {"p": hex(10**5000)} == params_module.flatten_params({"p": 10**5000})[0]
 
 
 def test_an_object_has_no_memory_address() -> None:
     """The text of an object is the same in every process."""
-    flat, _ = names.flatten_params({"p": Plain(), "q": [Plain()], "f": lambda: 0})
+    flat, _ = params_module.flatten_params({"p": Plain(), "q": [Plain()], "f": lambda: 0})
 
     assert f"<{__name__}.Plain object>" == flat["p"]
     assert f'["<{__name__}.Plain object>"]' == flat["q"]
@@ -261,7 +261,7 @@ def test_nested_configurations_are_flattened_with_dots() -> None:
         "at.x": "1",
         "at.y": "2",
         "4.five": "6",
-    } == names.flatten_params(params)[0]
+    } == params_module.flatten_params(params)[0]
 
 
 def test_a_mapping_like_config_with_a_missing_value_keeps_the_others() -> None:
@@ -281,20 +281,20 @@ def test_a_mapping_like_config_with_a_missing_value_keeps_the_others() -> None:
         "c.lr": "1",
         "c.missing": "<unreadable: KeyError>",
         "c.depth": "3",
-    } == names.flatten_params({"c": Config()})[0]
+    } == params_module.flatten_params({"c": Config()})[0]
 
 
 def test_two_entries_with_one_flat_name_are_both_kept() -> None:
     """A dotted name and a nested one that meet do not overwrite each other."""
     params = {"a.b": 1, "a": {"b": 2}, "c.d": 3, "c": {"d": 3}}
 
-    assert {"a.b": "1", "a.b.2": "2", "c.d": "3"} == names.flatten_params(params)[0]
+    assert {"a.b": "1", "a.b.2": "2", "c.d": "3"} == params_module.flatten_params(params)[0]
 
 
 def test_a_long_value_is_cut_in_the_run_and_whole_in_the_artifact() -> None:
     """The cut value fits, names its hash and length, and starts like the whole."""
     text = "word " * 4000
-    flat, whole = names.flatten_params({"prompt": text, "lr": 1})
+    flat, whole = params_module.flatten_params({"prompt": text, "lr": 1})
 
     assert {"prompt": text} == whole
     assert 6000 == len(flat["prompt"])
@@ -306,7 +306,7 @@ def test_a_long_value_is_cut_in_the_run_and_whole_in_the_artifact() -> None:
 
 def test_a_limit_smaller_than_the_hash_still_holds() -> None:
     """However small the limit, no value is longer."""
-    assert 20 == len(names.flatten_params({"p": "x" * 100}, max_value_chars=20)[0]["p"])
+    assert 20 == len(params_module.flatten_params({"p": "x" * 100}, max_value_chars=20)[0]["p"])
 
 
 def test_cycles_and_depth_end() -> None:
@@ -319,7 +319,7 @@ def test_cycles_and_depth_end() -> None:
     for _ in range(100):
         deep = {"d": deep}
 
-    flat, _ = names.flatten_params({"loop": loop, "ring": ring, "deep": deep})
+    flat, _ = params_module.flatten_params({"loop": loop, "ring": ring, "deep": deep})
 
     assert "1" == flat["loop.a"]
     assert "<cycle>" == flat["loop.self"]
@@ -347,9 +347,9 @@ def test_huge_and_endless_structures_end_quickly() -> None:
         tree = {str(i): tree for i in range(30)}
     began = time.process_time()
 
-    flat, _ = names.flatten_params({"shared": shared, "long": list(range(10**6))})
-    endless, whole = names.flatten_params(Endless())
-    names.flatten_params(tree)
+    flat, _ = params_module.flatten_params({"shared": shared, "long": list(range(10**6))})
+    endless, whole = params_module.flatten_params(Endless())
+    params_module.flatten_params(tree)
 
     assert flat["long"].endswith('999, "… (999000 more)"]')
     assert "10000 or more in params_full.json" == endless["params_beyond_1000"]
@@ -359,7 +359,7 @@ def test_huge_and_endless_structures_end_quickly() -> None:
 
 def test_more_params_than_a_run_should_hold_are_in_the_artifact() -> None:
     """The first 1000 are params, the others are in the artifact, and a param says so."""
-    flat, whole = names.flatten_params({f"p{i}": i for i in range(1200)})
+    flat, whole = params_module.flatten_params({f"p{i}": i for i in range(1200)})
 
     assert 1001 == len(flat)
     assert {f"p{i}": str(i) for i in range(1000, 1200)} == whole
@@ -370,7 +370,7 @@ def test_a_hostile_object_does_not_raise() -> None:
     """Whatever an object does when it is looked at, its param is its type's name."""
     params = {"h": Hostile(), "list": [1, Hostile()], "n": {"h": Hostile()}}
 
-    flat, _ = names.flatten_params(params)
+    flat, _ = params_module.flatten_params(params)
 
     assert f"<{__name__}.Hostile>" == flat["h"] == flat["n.h"]
     assert "list" in flat
@@ -388,7 +388,7 @@ class MadeUp:
 
 def test_an_object_that_has_every_attribute_is_one_value() -> None:
     """A mock-like object is not taken for an array or a mapping."""
-    assert {"m": "made up"} == names.flatten_params({"m": MadeUp()})[0]
+    assert {"m": "made up"} == params_module.flatten_params({"m": MadeUp()})[0]
 
 
 @given(
@@ -403,7 +403,7 @@ def test_an_object_that_has_every_attribute_is_one_value() -> None:
 )
 def test_any_params_become_text_that_can_be_stored(params: dict[str, Any]) -> None:
     """Every result is UTF-8 text without NUL, and nothing that was given disappears."""
-    flat, _ = names.flatten_params(params)
+    flat, _ = params_module.flatten_params(params)
 
     assert bool(params) == bool(flat)
     for text in flat.values():
@@ -433,19 +433,19 @@ detokenize tokenization secretion access key_access private api apis hockey apia
 @pytest.mark.parametrize("name", SECRET_NAMES)
 def test_a_secret_name_hides_its_value(name: str) -> None:
     """A word of the name says that the value is a secret."""
-    assert {name: "[redacted]"} == names.redact({name: "hunter2x"})
+    assert {name: "[redacted]"} == redaction.redact({name: "hunter2x"})
 
 
 @pytest.mark.parametrize("name", INNOCENT_NAMES)
 def test_an_innocent_name_keeps_its_value(name: str) -> None:
     """A name that merely contains such letters, or means a vocabulary's token, is no secret."""
-    assert {name: "hunter2x"} == names.redact({name: "hunter2x"})
+    assert {name: "hunter2x"} == redaction.redact({name: "hunter2x"})
 
 
 @pytest.mark.parametrize("value", ["", "12", "0.5", "-1e-3", "nan", "True", "false", "None", "null"])
 def test_a_plain_number_boolean_or_none_is_never_a_secret(value: str) -> None:
     """``use_auth_token=True`` says nothing."""
-    assert {"use_auth_token": value} == names.redact({"use_auth_token": value})
+    assert {"use_auth_token": value} == redaction.redact({"use_auth_token": value})
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_a_plain_number_boolean_or_none_is_never_a_secret(value: str) -> None:
 )
 def test_a_secret_value_is_hidden_under_any_name(value: str) -> None:
     """Keys and tokens of well-known form are recognised by themselves."""
-    assert {"note": "[redacted]"} == names.redact({"note": value})
+    assert {"note": "[redacted]"} == redaction.redact({"note": value})
 
 
 @pytest.mark.parametrize(
@@ -485,7 +485,7 @@ def test_a_secret_value_is_hidden_under_any_name(value: str) -> None:
 )
 def test_of_a_longer_text_only_the_secret_goes(value: str, kept: str) -> None:
     """URLs lose their userinfo, pairs with a secret name their value, and nothing more."""
-    assert {"x": kept} == names.redact({"x": value})
+    assert {"x": kept} == redaction.redact({"x": value})
 
 
 @pytest.mark.parametrize(
@@ -505,14 +505,14 @@ def test_of_a_longer_text_only_the_secret_goes(value: str, kept: str) -> None:
 )
 def test_an_ordinary_value_stays(value: str) -> None:
     """Text that only resembles a secret is left alone."""
-    assert {"x": value} == names.redact({"x": value})
+    assert {"x": value} == redaction.redact({"x": value})
 
 
 def test_the_users_own_globs_hide_whatever_they_match() -> None:
     """A name that the user declares secret is hidden, even a number; others are not."""
     params = {"db.pin": "1234", "db.host": "h", "lr": "0.1"}
 
-    assert {"db.pin": "[redacted]", "db.host": "h", "lr": "0.1"} == names.redact(params, ["*.pin"])
+    assert {"db.pin": "[redacted]", "db.host": "h", "lr": "0.1"} == redaction.redact(params, ["*.pin"])
 
 
 @pytest.mark.parametrize("part", ["a", "a.", "eyJ-", "x://", "a=", "Bearer ", '"a', "-----BEGIN A"])
@@ -520,6 +520,6 @@ def test_redacting_a_long_text_takes_linear_time(part: str) -> None:
     """A megabyte does not hold the start of a training up."""
     began = time.process_time()
 
-    names.redact({"x": part * (10**6 // len(part))})
+    redaction.redact({"x": part * (10**6 // len(part))})
 
     assert 2 > time.process_time() - began

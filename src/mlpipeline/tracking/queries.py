@@ -21,6 +21,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlpipeline.core.credentials import public_uri
 from mlpipeline.core.errors import UsageError
 from mlpipeline.tracking import names
 
@@ -322,7 +323,7 @@ class Queries:
         return MlflowClient(self.tracking_uri, self.registry_uri or self.tracking_uri)
 
     def _unknown(self, run_id: str) -> UsageError:
-        where = names.redact({"uri": self.tracking_uri})["uri"]
+        where = public_uri(self.tracking_uri)
         return UsageError(f"run {run_id!r} is unknown at {where}; search_runs() lists those that are there.")
 
 

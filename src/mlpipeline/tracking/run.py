@@ -27,7 +27,9 @@ from mlpipeline.tracking import closing, files, names
 from mlpipeline.tracking.account import LOCAL_PREFIX, DeliveryCounts, counts_of
 from mlpipeline.tracking.dispatch import Dispatch, dispatch_for
 from mlpipeline.tracking.journal import JournalWriter
+from mlpipeline.tracking.params import flatten_params
 from mlpipeline.tracking.records import Kind
+from mlpipeline.tracking.redaction import REDACTED, redact
 from mlpipeline.tracking.sink import Destination
 
 if TYPE_CHECKING:
@@ -270,11 +272,11 @@ class Run:
         self._check_open("log_params")
         if self._journal is None or not self.config.log_params or not params:
             return
-        flat, long = names.flatten_params(params)
+        flat, long = flatten_params(params)
         if self.config.redact:
             globs = () if self.config.redact is True else tuple(self.config.redact)
-            flat = names.redact(flat, globs)
-            long = {key: value for key, value in long.items() if flat.get(key) != names.REDACTED}
+            flat = redact(flat, globs)
+            long = {key: value for key, value in long.items() if flat.get(key) != REDACTED}
         flat = {key: value for key, value in flat.items() if self._keeps(key)}
         if flat:
             keyed = dict(zip(self._keys(list(flat)), flat.values(), strict=True))
