@@ -18,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mlpipeline.tracking import liveness, records
 from mlpipeline.tracking.home import Home
-from mlpipeline.tracking.journal import JournalReader, JournalTooNewError, JournalWriter
+from mlpipeline.tracking.journal import JournalWriter
+from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Kind, Point
 
 if TYPE_CHECKING:

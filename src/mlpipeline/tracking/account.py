@@ -12,7 +12,7 @@ from mlpipeline.core.credentials import public_uri
 from mlpipeline.core.errors import UsageError
 from mlpipeline.tracking import liveness
 from mlpipeline.tracking.home import Home, RunState, read_file
-from mlpipeline.tracking.journal import JournalReader, JournalTooNewError
+from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Kind
 
 LOCAL_PREFIX = "local-"

@@ -26,7 +26,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlpipeline.tracking.home import Home, RunFolder, RunState
-from mlpipeline.tracking.journal import JournalReader, JournalTooNewError
+from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Frame, Kind, Point
 from mlpipeline.tracking.sink import (
     ATTEMPT_TAG,
