@@ -354,9 +354,8 @@ def test_speed_is_that_of_training_alone(offline, trainer):
     with record() as recorded:
         trainer(MLflowCallback(offline), max_epochs=1, num_sanity_val_steps=0).fit(Slow())
     elapsed_s, speed = recorded.metrics["epoch_time_s"][0], recorded.metrics["samples_per_s"][0]
-    assert 0.3 < elapsed_s
-    assert pytest.approx(120 / (elapsed_s - 0.3), rel=0.5) == speed
-    assert speed > 1.2 * 120 / elapsed_s
+    training_s = 120 / speed
+    assert 0 < training_s <= elapsed_s - 0.3  # three batches of validation wait 0.1 s each
 
 
 # --- the user's set-up stays as it is ---------------------------------------------------------------

@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 
 from mlpipeline import MLflowConfig, MLflowTracker
 from mlpipeline.core.errors import UnloggableError, UsageError
+from mlpipeline.tracking import closing
 from mlpipeline.tracking.opening import open_run
 from mlpipeline.tracking.recorded import Recorded
 
@@ -33,6 +34,7 @@ def test_inside_a_users_run_it_is_added_to_and_never_ended(store_uri: str, deliv
     with mlflow.start_run() as theirs:
         run = open_run(OFFLINE)
         assert theirs.info.run_id == run.run_id
+        assert run in closing.watched(), "the exit would not wait for it"
         run.log_metrics({"loss": 0.5}, step=0)
         run.end("FAILED")
         deliver()

@@ -178,7 +178,6 @@ class MlflowSink:
         self.destination = destination
         self._owns_process = owns_process
         self._client: MlflowClient | None = None
-        self._artifact_roots: set[str] = set()
 
     # --- runs ------------------------------------------------------------------------------------
 
