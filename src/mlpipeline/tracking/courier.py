@@ -55,6 +55,9 @@ _LOOK_EVERY_S = 0.1
 _DELIVER_EVERY_S = 0.2
 _HURRIED_EVERY_S = 0.02
 _HURRY_S = 3.0
+_WORKING_CPU_S = 0.03
+"""Processor time within one look (`_LOOK_EVERY_S`) that means work, not just looking."""
+
 _GUEST_READ_BYTES = 16 * 2**10
 _GUEST_EVERY_S = 0.5
 _NICENESS = 5
@@ -299,6 +302,7 @@ class Courier:
         self._deliveries: dict[str, tuple[RunDelivery, Worker | None]] = {}
         self._progress = 0
         self._moves = 0
+        self._cpu_s = time.process_time()
         self._written: dict[str, Any] = {}
         self._has_live_writer = False
         self._is_hurried = False
@@ -455,6 +459,11 @@ class Courier:
             for worker in self._workers.values()
         ):
             # Importing MLflow and creating a store take seconds without a record delivered.
+            self._progress += 1
+        cpu_s, self._cpu_s = time.process_time() - self._cpu_s, time.process_time()
+        if self.owns_process and cpu_s > _WORKING_CPU_S:
+            # At work without a record delivered: importing what a first model needs, packing a batch.
+            # Waiting for a server that does not answer costs no processor time, and is no progress.
             self._progress += 1
         content = {
             "pid": os.getpid(),

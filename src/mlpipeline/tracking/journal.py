@@ -223,7 +223,7 @@ class JournalWriter:
     def _append_counted(self, key_set: KeySet, values: Sequence[float], timestamp_ms: int) -> bool:
         steps = []
         for name in key_set.names:
-            highest = max(one.highest_step for one in self._key_sets.values() if name in one.names)
+            highest = max(one.highest_step for one in list(self._key_sets.values()) if name in one.names)
             step = max(self._counters.get(name, 0), highest + 1)
             self._counters[name] = step + 1
             steps.append(step)
@@ -241,7 +241,8 @@ class JournalWriter:
             max((one.last_timestamp_ms for one in clocks), default=0),
             max((one.last_step for one in clocks), default=-(2**63)),
         )
-        for key_set in self._key_sets.values():
+        # A copy: a signal handler that logs now may add a key set while we go through them.
+        for key_set in list(self._key_sets.values()):
             if key_set.clock in clocks:
                 key_set.clock = clock
                 self._clocks.update(dict.fromkeys(key_set.names, clock))
