@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import shutil
 import socket
 import subprocess
 import sys
@@ -23,20 +22,6 @@ from mlpipeline.tracking.queries import MLflowRunInfo, Queries, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-@pytest.fixture(scope="session")
-def _migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty SQLite store; creating its tables takes 7 s."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def store_uri(_migrated_store: Path, tmp_path: Path) -> str:
-    """URI of an empty SQLite store of this test's own, ready to use."""
-    return f"sqlite:///{shutil.copy(_migrated_store, tmp_path / 'mlflow.db')}"
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -247,22 +246,6 @@ def test_a_run_context_that_is_no_json_object_is_ignored() -> None:
 
 
 # ── fluent_state ─────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture(scope="session")
-def _migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty SQLite store; creating its tables takes 7 s."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def store_uri(_migrated_store: Path, tmp_path: Path) -> str:
-    """URI of an empty SQLite store of this test's own, ready to use."""
-    return f"sqlite:///{shutil.copy(_migrated_store, tmp_path / 'mlflow.db')}"
 
 
 NOTHING = {

@@ -67,7 +67,6 @@ def open_run(
     parent: Run | str | None = None,
     tags: Mapping[str, Any] | None = None,
     uid: str | None = None,
-    run_id: str | None = None,
     proposed_uid: str | None = None,
 ) -> Run:
     """Open a run and record its start; returns before anything has reached MLflow.
@@ -77,7 +76,6 @@ def open_run(
         parent: A run, or its id, under which this one is nested.
         tags: Tags of this run, over those of the configuration.
         uid: Our name of the run, to continue it; None makes a new one.
-        run_id: MLflow's id of that run where it is known.
         proposed_uid: Our name of a new run, unless another process has taken it; see `attached_run`.
 
     Returns:
@@ -95,7 +93,7 @@ def open_run(
         "destination": asdict(where),
         "experiment": _experiment(config, cwd),
         "run_name": config.run_name,
-        "run_id": run_id or config.run_id,
+        "run_id": config.run_id,
     }
     header["attempt"] = header["start_ms"]
     if uid is not None:
