@@ -2,7 +2,7 @@
 
 A run left open gets the status of the interpreter's exit: FINISHED after a normal one, FAILED after
 an unhandled exception, KILLED after Ctrl-C; in IPython, where an exception ends a cell and not the
-session, FINISHED. A signal that kills the process ends it before this code: then the freed lock
+session, FINISHED. A training in the middle never finished: see `trainings`. A signal that kills the process ends it before this code: then the freed lock
 tells the courier, and the run becomes KILLED.
 """
 
@@ -13,6 +13,8 @@ import os
 import sys
 import time
 from typing import TYPE_CHECKING
+
+from mlpipeline.tracking import trainings
 
 if TYPE_CHECKING:
     from mlpipeline.tracking.run import Run
@@ -66,8 +68,7 @@ def _arm() -> None:
 
 def exit_status() -> str:
     """Return the MLflow status that the way this interpreter ends means for an open run."""
-    in_flight = sys.exc_info()[0]
-    kind = in_flight if in_flight is not None else getattr(sys, "last_type", None)
+    kind = _last_exception()
     if _is_interactive() or kind is None:
         return "FINISHED"
     if issubclass(kind, KeyboardInterrupt):
@@ -75,6 +76,11 @@ def exit_status() -> str:
     if issubclass(kind, SystemExit):
         return "FINISHED"
     return "FAILED"
+
+
+def _last_exception() -> type[BaseException] | None:
+    in_flight = sys.exc_info()[0]
+    return in_flight if in_flight is not None else getattr(sys, "last_type", None)
 
 
 def _is_interactive() -> bool:
@@ -86,6 +92,7 @@ def _is_interactive() -> bool:
 
 def _close_all() -> None:
     status = exit_status()
+    trainings.abandon_all(_last_exception())
     runs = list(_runs.values())
     try:
         # Children first: a parent's end is the later one.

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from mlpipeline.core import credentials
-from mlpipeline.tracking import closing, names, surroundings
+from mlpipeline.tracking import closing, names, surroundings, trainings
 from mlpipeline.tracking.dispatch import dispatch_for
 from mlpipeline.tracking.home import Home, new_uid
 from mlpipeline.tracking.journal import JournalWriter
@@ -73,7 +73,8 @@ def open_run(
 
     Args:
         config: The configuration; it is resolved here, so the environment counts as it is now.
-        parent: A run, or its id, under which this one is nested.
+        parent: A run, or its id, under which this one is nested; None takes the run that this thread
+            is `trainings.inside` of. A run's child goes where the run goes, unless *config* says where.
         tags: Tags of this run, over those of the configuration.
         uid: Our name of the run, to continue it; None makes a new one.
         proposed_uid: Our name of a new run, unless another process has taken it; see `attached_run`.
@@ -81,6 +82,11 @@ def open_run(
     Returns:
         The run; one that records nothing if the configuration says ``enabled=False``.
     """
+    if parent is None:
+        parent = trainings.enclosing()
+    if isinstance(parent, Run):
+        config = _beside(config, parent)
+        parent = parent if parent.is_enabled else None
     fluent = surroundings.fluent_state()
     config = resolved(config, fluent)
     if not config.enabled:
@@ -128,6 +134,30 @@ def open_run(
     # A guest too: the exit waits for its records, though it neither ends the run nor prints a line.
     closing.watch(run)
     return _watched(run)
+
+
+_PLACE = ("registry_uri", "experiment_name", "experiment_id", "artifact_location")
+
+
+def _beside(config: MLflowConfig, parent: Run) -> MLflowConfig:
+    """Send a run where its parent goes, unless its own configuration says where."""
+    theirs = parent.config
+    options: dict[str, Any] = {
+        name: getattr(theirs, name)
+        for name in ("journal_dir", "delivery")
+        if name in theirs.given and name not in config.given
+    }
+    if "tracking_uri" not in config.given and parent.is_enabled:
+        options["tracking_uri"] = theirs.tracking_uri or parent.destination.tracking_uri
+        names_experiment = {"experiment_name", "experiment_id"} & config.given
+        for name in _PLACE:
+            if (
+                name in theirs.given
+                and name not in config.given
+                and not ("experiment" in name and names_experiment)
+            ):
+                options[name] = getattr(theirs, name)
+    return config.replace(**options) if options else config
 
 
 def _watched(run: Run) -> Run:

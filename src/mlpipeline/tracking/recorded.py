@@ -12,11 +12,15 @@ from mlpipeline.core.config import MLflowConfig
 from mlpipeline.core.errors import UsageError
 from mlpipeline.tracking.home import new_uid
 from mlpipeline.tracking.opening import attached_run, open_run
-from mlpipeline.tracking.run import Run, status_of
+from mlpipeline.tracking.run import Run
+from mlpipeline.tracking.trainings import Training, begin, status_of
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
 
 logger = logging.getLogger("mlpipeline")
 
@@ -49,7 +53,8 @@ class Recorded:
         self._parent = parent
         self._params = dict(params or {})
         self._run: Run | None = run
-        self._user: int | None = None
+        self._user: threading.Thread | None = None
+        self._training: Training | None = None
         # What decides how a training is recorded: this callback's options, then those of the run.
         self._rules = self.config
         # The name of the next run is decided here, because a training may happen in a process that
@@ -95,11 +100,14 @@ class Recorded:
             uid: Our name of a run to continue, from a checkpoint.
             is_continued: The last training's run goes on.
         """
-        me = threading.get_ident()
-        if self._user not in (None, me):
+        me = threading.current_thread()
+        if self._user is not None and self._user is not me and self._user.is_alive():
             raise UsageError(
                 "one MLflowCallback records one training at a time; give each thread's training an instance of its own"
             )
+        if self._training is not None:
+            # The last training raised, and its framework tells nobody.
+            self._training.abandon()
         self._user = me
         if self._given_run is not None:
             self._run = self._given_run
@@ -108,6 +116,8 @@ class Recorded:
         else:
             self._run = open_run(self.config, parent=self._parent, uid=uid, proposed_uid=self._next_uid)
             self._next_uid = new_uid()
+        if self._given_run is None:
+            self._training = begin(self._run, self)
         self._rules = self._run.config.replace(**self.config.to_dict())
         if self._params:
             self._run.log_params(self._params)
@@ -120,12 +130,23 @@ class Recorded:
     def _close(self, status: str = "FINISHED") -> None:
         """Leave a training: its run ends, unless it was given."""
         self._user = None
-        if self._run is not None and self._given_run is None:
-            self._run.end(status)
+        if self._training is not None:
+            self._training.end(status)
+            self._training = None
 
     def _fail(self, error: BaseException) -> None:
         """Leave a training that an exception ended."""
         self._close(status_of(type(error)))
+
+    def __enter__(self) -> Self:
+        """Watch a block: an exception in it decides how a training that it interrupts ends."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._training is not None:
+            self._close(status_of(kind) if kind is not None else "FAILED")
 
     def _record(self, metrics: Mapping[str, Any], step: int, epoch: int | None = None) -> None:
         """Record metrics on the axis that the user chose.
@@ -149,7 +170,7 @@ class Recorded:
             self._run, self._next_uid = run, new_uid()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_user": None, "_next_uid": new_uid()}
+        state = {**self.__dict__, "_user": None, "_training": None, "_next_uid": new_uid()}
         if get_spawning_popen() is not None:
             # On its way into a new process: what that records, this instance is asked for. Any other
             # copy (a fold's, a trial's) has runs of its own.

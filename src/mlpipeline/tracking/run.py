@@ -31,6 +31,7 @@ from mlpipeline.tracking.params import flatten_params
 from mlpipeline.tracking.records import Kind
 from mlpipeline.tracking.redaction import REDACTED, redact
 from mlpipeline.tracking.sink import Destination
+from mlpipeline.tracking.trainings import STATUSES, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mlpipeline")
 
-STATUSES = ("FINISHED", "FAILED", "KILLED")
 _TICKS_MS = (1_000, 3_000, 10_000)
 """Pauses between looks at the courier: soon after the start, when most goes wrong, then rarely."""
 
@@ -120,7 +120,7 @@ class Run:
         self._version_uid: str | None = None
         self._tables: list[dict[str, str]] = []
         self._system_metrics: SystemMetrics | None = None
-        self._ending = threading.Lock()
+        self._ending = threading.RLock()  # a finalizer may end it in the middle of an end
         self._is_told = False
         self._told: set[str] = set()
         self._ticks = 0
@@ -857,13 +857,6 @@ class Run:
     def __repr__(self) -> str:
         status = self._status or ("RUNNING" if self.is_enabled else "disabled")
         return f"<Run {self._run_id or self.uid} {status}>"
-
-
-def status_of(kind: type[BaseException] | None) -> str:
-    """Return the status that an exception, or its absence, means for a run."""
-    if kind is None:
-        return "FINISHED"
-    return "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
 
 
 def _not_a_number(metrics: Mapping[str, Any]) -> UnloggableError:

@@ -11,7 +11,7 @@ from mlpipeline.tracking import closing, queries
 from mlpipeline.tracking.account import DeliveryCounts, resolved_run_id
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import destination_of, open_run, resolved
-from mlpipeline.tracking.run import Run, status_of
+from mlpipeline.tracking.trainings import status_of
 
 if TYPE_CHECKING:
     import os
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from mlpipeline.tracking.queries import MLflowRunInfo
+    from mlpipeline.tracking.run import Run
 
 
 class MLflowTracker:
