@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mlpipeline.tracking.creation import Creation
 from mlpipeline.tracking.home import Home, RunFolder, RunState
 from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Frame, Kind, Point
@@ -33,7 +34,6 @@ from mlpipeline.tracking.sink import (
     METRICS_PER_REQUEST,
     PARAMS_PER_REQUEST,
     TAGS_PER_REQUEST,
-    UID_TAG,
     Destination,
     MlflowSink,
     Refused,
@@ -42,7 +42,7 @@ from mlpipeline.tracking.sink import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 logger = logging.getLogger("mlpipeline")
@@ -105,6 +105,7 @@ class RunDelivery:
         self._readers: dict[str, JournalReader] = {}
         self._parcel: _Parcel | None = None
         self._changing = threading.RLock()
+        self._creation = Creation(folder.uid, self.state, self._keeping)
         self._is_gone = False
         self._seen_s = time.monotonic()
         self.upload_failures = 0
@@ -142,7 +143,7 @@ class RunDelivery:
 
     def has_news(self) -> bool:
         """Tell whether `deliver` has anything to do."""
-        if self._parcel is not None or self._pending_end() is not None:
+        if self._parcel is not None or self._pending_end() is not None or self._creation.has_doubt():
             return True
         return any(reader.has_more() for reader in self._readers.values())
 
@@ -217,6 +218,8 @@ class RunDelivery:
                 self._save()
         self._remove_acknowledged()
         self._end(sink)
+        if self._creation.has_doubt():
+            self._creation.settle(sink)
         return count
 
     def _read(self, limit_bytes: int) -> _Parcel:
@@ -385,55 +388,23 @@ class RunDelivery:
         if state.run_id is not None and attempt <= state.attempt:
             return
         if state.run_id is None:
-            self._find_or_create(sink, header)
+            run = self._creation.run(sink, header, {**header.get("tags", {}), **self._parent_tags(header)})
+            with self._keeping():  # before its first use: after a crash the same id is found here
+                state.run_id, state.run_name = run.info.run_id, run.info.run_name
+                state.experiment_id, state.artifact_uri = run.info.experiment_id, run.info.artifact_uri
+                state.params = {key: _hash(value) for key, value in run.data.params.items()}
+                state.last_steps = sink.last_steps(run)
         is_opener = header.get("role") == "opener"
         if is_opener and (state.attempt or header.get("run_id") or header.get("is_resumed")):
             # The run was there before this attempt: it runs again.
             sink.set_tags(str(state.run_id), {ATTEMPT_TAG: str(attempt)})
             sink.set_status(str(state.run_id), "RUNNING")
-        with self._changing:
+        with self._keeping():
             state.attempt = attempt
             state.floor = dict(state.last_steps)
             state.is_ended = False
             if state.end is not None and state.end["attempt"] < attempt:
                 state.end = None
-            self._save()
-
-    def _find_or_create(self, sink: MlflowSink, header: dict[str, Any]) -> None:
-        if known := header.get("run_id"):
-            run = sink.get_run(known)
-            if run.info.lifecycle_stage != "active":
-                raise Refused(f"run {known} is deleted", "DELETED")
-        else:
-            where = header["experiment"]
-            experiment_id = sink.experiment(
-                where.get("name"), where.get("id"), where.get("artifact_location"), where.get("artifact_root")
-            )
-            found = sink.find_runs(self.folder.uid, experiment_id)
-            alive = [run for run in found if run.info.lifecycle_stage == "active"]
-            if found and not alive:
-                raise Refused(f"run {found[0].info.run_id} was deleted", "DELETED")
-            if alive:
-                run = alive[0]
-            else:
-                tags = {**header.get("tags", {}), **self._parent_tags(header)}
-                tags |= {UID_TAG: self.folder.uid, ATTEMPT_TAG: str(header.get("attempt", 0))}
-                try:
-                    run = sink.create_run(
-                        experiment_id, header.get("run_name"), int(header["start_ms"]), tags
-                    )
-                except Unavailable as error:
-                    self.state.is_doubtful |= error.is_unclear
-                    raise
-        with self._changing:
-            self.state.run_id = run.info.run_id
-            self.state.run_name = run.info.run_name
-            self.state.experiment_id = run.info.experiment_id
-            self.state.artifact_uri = run.info.artifact_uri
-            self.state.params = {key: _hash(value) for key, value in run.data.params.items()}
-            self.state.last_steps = sink.last_steps(run)
-            # Before its first use: after a crash the same id is found here.
-            self._save()
 
     def _parent_tags(self, header: dict[str, Any]) -> dict[str, str]:
         parent = header.get("parent")
@@ -485,28 +456,11 @@ class RunDelivery:
                 if self.state.dropped:
                     sink.set_tags(run_id, {"mlpipeline.dropped": str(self.state.dropped)})
                 sink.set_status(run_id, end["status"], int(end["end_ms"]) or None)
-            if self.state.is_doubtful:
-                self._remove_twins(sink, run_id)
         except Refused as refused:
             self._give_up(str(refused))
-        with self._changing:
+        self._creation.settle(sink)
+        with self._keeping():
             self.state.is_ended = True
-            self._save()
-
-    def _remove_twins(self, sink: MlflowSink, run_id: str) -> None:
-        for twin in sink.find_runs(self.folder.uid, str(self.state.experiment_id)):
-            if twin.info.run_id == run_id or twin.info.lifecycle_stage != "active":
-                continue
-            try:
-                sink.delete_run(twin.info.run_id)
-            except (Refused, Unavailable) as error:
-                if isinstance(error, Unavailable) and not error.is_denied:
-                    raise
-                sink.set_tags(twin.info.run_id, {"mlpipeline.twin_of": run_id})
-                sink.set_status(twin.info.run_id, "KILLED", self.state.last_ms or None)
-                logger.warning(
-                    "run %s is a twin of %s and may not be deleted: %s", twin.info.run_id, run_id, error
-                )
 
     # --- files -----------------------------------------------------------------------------------
 
@@ -536,36 +490,22 @@ class RunDelivery:
             self._bury_one(item["kind"].lower(), item, str(refused))
         else:
             self.state.delivered += 1
-        with self._changing:
+        with self._keeping():
             self.state.uploads.remove(item)
-            self._save()
         if item.get("spool"):
             _remove(self._spooled(item["spool"]).parent)
         return True
 
     def _upload_model(self, sink: MlflowSink, item: dict[str, Any]) -> None:
-        known = self.state.models.setdefault(item["uid"], {"name": item["name"]})
-        run_id = str(self.state.run_id)
-        if "model_id" not in known:
-            model_id = sink.model(str(self.state.experiment_id), run_id, item)
-            with self._changing:
-                known["model_id"] = model_id
-                self._save()
+        model_id = self._creation.model(sink, item)
         folder = self._spooled(item["spool"]) if item.get("spool") else None
-        sink.fill_model(known["model_id"], run_id, folder, int(item.get("step", 0)))
-        with self._changing:
-            known["is_ready"] = True
-            self._save()
+        sink.fill_model(model_id, str(self.state.run_id), folder, int(item.get("step", 0)))
+        with self._keeping():
+            self.state.models[item["uid"]]["is_ready"] = True
 
     def _register(self, sink: MlflowSink, item: dict[str, Any]) -> None:
-        known = self.state.models.get(item["model_uid"], {})
-        if not known.get("is_ready"):
-            raise Refused("its model could not be logged")
-        version = sink.version(known["model_id"], str(self.state.run_id), item)
-        with self._changing:
-            known["registered_as"], known["version"] = item["name"], version
-            known.setdefault("versions", {})[item["uid"]] = version
-            self._save()
+        version = self._creation.version(sink, item)
+        sink.set_aliases(item["name"], version, item.get("aliases", ()))
 
     def _spooled(self, name: str) -> Path:
         # A journal is data: what it names must lie inside the spool, wherever a link leads.
@@ -578,7 +518,7 @@ class RunDelivery:
 
     def _is_done(self) -> bool:
         # Dead first: whoever is dead by now has written all it ever will.
-        if not self._readers or self.is_live() or self.state.uploads or self.has_news():
+        if not self._readers or self.is_live() or self.state.uploads or self.state.doubts or self.has_news():
             return False
         return all(
             self.state.offsets.get(writer, [0, 0]) >= [reader.segment, reader.offset]
@@ -621,6 +561,13 @@ class RunDelivery:
         if up_to:
             openers = [header for header in openers if int(header.get("attempt", 0)) <= up_to] or openers
         return max(openers or headers, key=lambda header: int(header.get("attempt", 0)), default=None)
+
+    @contextlib.contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Change the state, and write it down."""
+        with self._changing:
+            yield
+            self._save()
 
     def _save(self) -> None:
         self.state.updated_ms = time.time_ns() // 1_000_000

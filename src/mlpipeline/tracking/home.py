@@ -92,7 +92,7 @@ class RunState:
         experiment_id: MLflow's id of its experiment.
         artifact_uri: Where the run's artifacts are.
         destination: Key of the destination it goes to.
-        is_doubtful: A create lost its answer: a twin may turn up, and is looked for at the end.
+        doubts: Creates that lost their answers, and when: twins may turn up; see `creation`.
         attempt: The newest attempt whose start was delivered.
         offsets: Per writer, the segment and the offset up to which its journal is acknowledged:
             delivered, or taken over into `uploads` and `end`.
@@ -120,7 +120,7 @@ class RunState:
     experiment_id: str | None = None
     artifact_uri: str | None = None
     destination: str | None = None
-    is_doubtful: bool = False
+    doubts: dict[str, int] = field(default_factory=dict)
     attempt: int = 0
     offsets: dict[str, list[int]] = field(default_factory=dict)
     uploads: list[dict[str, Any]] = field(default_factory=list)

@@ -40,6 +40,7 @@ logger = logging.getLogger("mlpipeline")
 
 UID_TAG = "mlpipeline.uid"
 ATTEMPT_TAG = "mlpipeline.attempt"
+TWIN_TAG = "mlpipeline.twin_of"
 
 _KIND = ("mlflow.experimentKind", "custom_model_development")
 """Lets MLflow's pages open an experiment of ours as model training, not as GenAI."""
@@ -266,6 +267,11 @@ class MlflowSink:
         """Delete a run: a twin that a lost answer made."""
         self._do(lambda: self._connected().delete_run(run_id))
 
+    def disown_run(self, run_id: str, ours: str, end_ms: int | None) -> None:
+        """Mark a twin that may not be deleted: ended, and in MLflow's pages folded under the true run."""
+        self.set_tags(run_id, {TWIN_TAG: ours, "mlflow.parentRunId": ours})
+        self.set_status(run_id, "KILLED", end_ms)
+
     # --- what a run holds ------------------------------------------------------------------------
 
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:
@@ -318,17 +324,16 @@ class MlflowSink:
 
     # --- models ----------------------------------------------------------------------------------
 
-    def model(self, experiment_id: str, run_id: str, record: Mapping[str, Any]) -> str:
-        """Return the id of the LoggedModel with the record's uid, made if it does not exist."""
+    def find_models(self, experiment_id: str, uid: str) -> list[str]:
+        """Return the ids of the LoggedModels that carry our uid."""
+        query = f"tags.`{UID_TAG}` = '{_checked(uid)}'"
+        found = self._do(lambda: self._connected().search_logged_models([experiment_id], filter_string=query))
+        return [str(model.model_id) for model in found]
 
-        def find_or_make() -> str:
-            client = self._connected()
-            found = client.search_logged_models(
-                [experiment_id], filter_string=f"tags.`{UID_TAG}` = '{_checked(record['uid'])}'"
-            )
-            if found:
-                return str(found[0].model_id)
-            made = client.create_logged_model(
+    def create_model(self, experiment_id: str, run_id: str, record: Mapping[str, Any]) -> str:
+        """Make the LoggedModel that a record is about, and return its id."""
+        made = self._do(
+            lambda: self._connected().create_logged_model(
                 experiment_id,
                 name=record["name"],
                 source_run_id=run_id,
@@ -336,9 +341,17 @@ class MlflowSink:
                 params=record.get("params") or None,
                 model_type=record.get("model_type"),
             )
-            return str(made.model_id)
+        )
+        return str(made.model_id)
 
-        return self._do(find_or_make)
+    def delete_model(self, model_id: str) -> None:
+        """Delete a LoggedModel: a twin that a lost answer made."""
+        self._do(lambda: self._connected().delete_logged_model(model_id))
+
+    def disown_model(self, model_id: str, ours: str) -> None:
+        """Mark a twin that may not be deleted, and end it."""
+        self._do(lambda: self._connected().set_logged_model_tags(model_id, {TWIN_TAG: ours}))
+        self._do(lambda: self._connected().finalize_logged_model(model_id, "FAILED"))
 
     def fill_model(self, model_id: str, run_id: str, folder: Path | None, step: int) -> None:
         """Upload a staged model, declare it ready and link it to its run.
@@ -362,45 +375,59 @@ class MlflowSink:
 
         self._do(send)
 
-    def version(self, model_id: str, run_id: str, record: Mapping[str, Any]) -> int:
-        """Return the registered version with the record's uid, made if it does not exist.
+    def ensure_registered_model(self, name: str) -> None:
+        """Make a registered model, unless it exists."""
 
-        The alias, the stage and the description of the record are set on it.
-        """
-        name = record["name"]
-
-        def find_or_make() -> int:
-            client = self._connected()
+        def make() -> None:
             try:
-                client.create_registered_model(name)
+                self._connected().create_registered_model(name)
             except Exception as error:
                 if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
                     raise
-            for found in client.search_model_versions(f"name = '{_checked(name)}'"):
-                if found.tags.get(UID_TAG) == record["uid"]:
-                    return int(found.version)
-            tags = {**record.get("tags", {}), UID_TAG: record["uid"]}
+
+        self._do(make)
+
+    def find_versions(self, name: str, uid: str) -> list[int]:
+        """Return the versions of a registered model that carry our uid, oldest first."""
+        query = f"name = '{_checked(name)}' AND tags.`{UID_TAG}` = '{_checked(uid)}'"
+        found = self._do(lambda: self._connected().search_model_versions(query))
+        return sorted(int(version.version) for version in found)
+
+    def create_version(self, model_id: str, run_id: str, record: Mapping[str, Any]) -> int:
+        """Register a LoggedModel as the record says, and return its version."""
+
+        def make() -> int:
+            client = self._connected()
             with self._models_uri_resolvable():
                 made = client.create_model_version(
-                    name,
+                    record["name"],
                     source=self._model_source(client, model_id),
                     run_id=run_id,
-                    tags=tags,
+                    tags={**record.get("tags", {}), UID_TAG: record["uid"]},
                     description=record.get("description"),
                     model_id=model_id,
                     await_creation_for=0,
                 )
             return int(made.version)
 
-        version = self._do(find_or_make)
+        return self._do(make)
 
-        def mark() -> None:
-            client = self._connected()
-            for alias in record.get("aliases", ()):
-                client.set_registered_model_alias(name, alias, str(version))
+    def set_aliases(self, name: str, version: int, aliases: Iterable[str]) -> None:
+        """Let aliases point to a version."""
 
-        self._do(mark)
-        return version
+        def send() -> None:
+            for alias in aliases:
+                self._connected().set_registered_model_alias(name, alias, str(version))
+
+        self._do(send)
+
+    def delete_version(self, name: str, version: int) -> None:
+        """Delete a version: a twin that a lost answer made."""
+        self._do(lambda: self._connected().delete_model_version(name, str(version)))
+
+    def disown_version(self, name: str, version: int, ours: int) -> None:
+        """Mark a twin that may not be deleted."""
+        self._do(lambda: self._connected().set_model_version_tag(name, str(version), TWIN_TAG, str(ours)))
 
     def _model_source(self, client: MlflowClient, model_id: str) -> str:
         if self._owns_process or urlsplit(self.destination.registry_uri).scheme in {"http", "https"}:
