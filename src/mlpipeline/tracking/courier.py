@@ -50,6 +50,8 @@ BACKOFF_FIRST_S = 0.5
 BACKOFF_LONGEST_S = 60.0
 DENIED_RETRY_S = 300.0
 
+_FAILURES_OF_STUCK = 3
+_LONG_REST_S = 15.0
 _STARTING_AT_MOST_S = 90.0
 _LOOK_EVERY_S = 0.1
 _DELIVER_EVERY_S = 0.2
@@ -112,8 +114,6 @@ class Backoff:
         wait_s = longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
         if error.is_denied:
             wait_s = DENIED_RETRY_S
-        if error.retry_after_s is not None:
-            wait_s = max(wait_s, error.retry_after_s)
         self._not_before_s = time.monotonic() + wait_s
 
     def succeeded(self) -> None:
@@ -146,6 +146,7 @@ class Worker:
         self._backoffs: dict[str, Backoff] = {}
         self._door = Backoff()
         self._allowance = Allowance()
+        self._rests_until_s = 0.0
         self._threads = [
             threading.Thread(target=self._serve, args=(turn,), daemon=True, name=f"mlpipeline-{name}")
             for name, turn in (("records", self._deliver), ("files", self._upload))
@@ -177,8 +178,14 @@ class Worker:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether nothing can be delivered for now."""
-        return self.is_down or any(backoff.failures for backoff in self._backoffs.values())
+        """Whether nothing can be delivered for now: a failure or two are taken for a passing trouble."""
+        if self.is_down or self.is_denied or self._rest_s() > _LONG_REST_S:
+            return True
+        return any(backoff.failures >= _FAILURES_OF_STUCK for backoff in self._backoffs.values())
+
+    def _rest_s(self) -> float:
+        """Return how long the server still wants to be left alone."""
+        return max(0.0, self._rests_until_s - time.monotonic())
 
     def _serve(self, turn: Callable[[RunDelivery, MlflowSink], bool]) -> None:
         sink = MlflowSink(self.destination, owns_process=self._courier.owns_process)
@@ -200,7 +207,7 @@ class Worker:
     ) -> bool:
         key = f"{delivery.folder.uid}/{threading.get_ident()}"
         backoff = self._backoffs.setdefault(key, Backoff())
-        if not backoff.is_due():
+        if not backoff.is_due() or self._rest_s():
             return False
         before_s, was_starting = time.thread_time(), self.is_starting
         try:
@@ -213,7 +220,10 @@ class Worker:
             self.is_denied = error.is_denied
             backoff.failed(error)
             self._tell(str(error))
-            if backoff.failures > 1 or error.is_unclear:
+            if error.retry_after_s is not None:
+                # Meant for whoever calls, not for this one run; nobody who waits here may hurry it.
+                self._rests_until_s = time.monotonic() + error.retry_after_s
+            elif backoff.failures > 1 or error.is_unclear:
                 self._door.now()
                 self._knock(is_asked=True)
             return False
@@ -383,6 +393,7 @@ class Courier:
             now_s = time.monotonic()
             if until_idle:
                 if self._is_caught_up() or self._is_stuck():
+                    self._look()  # puts away what was finished since the last look
                     return
             elif self._deliveries and (self._has_live_writer or not self._is_stuck()):
                 idle_since_s = None

@@ -457,9 +457,13 @@ class MlflowSink:
                 _hush_our_threads()
             self._make_store(root)
             where = self.destination
-            self._client = MlflowClient(
-                with_credentials(where.tracking_uri), with_credentials(where.registry_uri)
-            )
+            uris = with_credentials(where.tracking_uri), with_credentials(where.registry_uri)
+            if where.is_http:
+                from mlpipeline.tracking.rest import client_of
+
+                self._client = client_of(*uris)
+            else:
+                self._client = MlflowClient(*uris)
         return self._client
 
     def _make_store(self, root: str | None) -> None:

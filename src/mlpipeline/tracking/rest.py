@@ -1,0 +1,145 @@
+"""MLflow's client for a server, asking once.
+
+MLflow repeats a failed call seven times, which holds its thread for minutes, and when it gives up it
+has thrown away what the server said: the status and ``Retry-After``. Its number of repetitions can only be
+changed through the environment, which in a user's process is the user's. Here a call is made once, and a
+failure tells all of it; when to ask again is the courier's business.
+
+::
+
+    MlflowClient ─ tracking, registry ─► _Tracking, _Registry ─ ask ─► server     200: parsed by MLflow
+                                                                        429, 5xx: Unavailable
+
+Imports MLflow, most of which has no types; only `mlpipeline.tracking.sink` may import it, when it connects.
+"""
+
+# mypy: disallow-untyped-calls = False
+from __future__ import annotations
+
+import json
+import time
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.store.model_registry.rest_store import RestStore as RegistryStore
+from mlflow.store.tracking.rest_store import RestStore as TrackingStore
+from mlflow.tracking._model_registry.client import ModelRegistryClient
+from mlflow.tracking._tracking_service.client import TrackingServiceClient
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.proto_json_utils import parse_dict
+from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+from mlpipeline.tracking.sink import Unavailable
+
+REQUEST_TIMEOUT_S = 30
+
+_BUSY = frozenset({408, 429, 500, 502, 503, 504})
+"""Statuses after which the same call may pass later (mlflow.utils.request_utils has the same list)."""
+
+_LONGEST_RETRY_AFTER_S = 600.0
+"""A server that asks for more is asked again all the same."""
+
+
+def client_of(tracking_uri: str, registry_uri: str) -> MlflowClient:
+    """Return a client for two servers, which may be one.
+
+    Args:
+        tracking_uri: ``http://`` or ``https://``.
+        registry_uri: The same, or what MLflow knows otherwise.
+    """
+    client = MlflowClient(tracking_uri, registry_uri)
+    client._tracking_client = _TrackingClient(tracking_uri)  # noqa: SLF001 - MlflowClient takes no store
+    if registry_uri.startswith(("http://", "https://")):
+        client._registry_client_lazy = _RegistryClient(registry_uri, tracking_uri)  # type: ignore[attr-defined]  # noqa: SLF001 - the same
+    return client
+
+
+def _ask(
+    creds: Any, endpoint: str, method: str, json_body: str | None, answer: Any, headers: Any = None
+) -> Any:
+    """Make one call, as mlflow.utils.rest_utils.call_endpoint does, and fill its *answer*."""
+    body = json.loads(json_body) if json_body is not None else None
+    response = http_request(
+        creds,
+        endpoint,
+        method,
+        max_retries=0,
+        raise_on_status=False,
+        timeout=REQUEST_TIMEOUT_S,
+        extra_headers=headers,
+        **{"params" if method == "GET" else "json": body},
+    )
+    if response.status_code in _BUSY:
+        raise Unavailable(
+            f"the server answers {response.status_code} {response.reason}".strip(),
+            retry_after_s=_retry_after_s(response.headers.get("Retry-After")),
+            is_unclear=response.status_code != 429,  # which says that the call was not begun
+        )
+    parse_dict(json.loads(verify_rest_response(response, endpoint).text), answer)
+    return answer
+
+
+def _retry_after_s(value: str | None) -> float | None:
+    """Read a Retry-After header: seconds, or a date (RFC 9110, 10.2.3)."""
+    if value is None:
+        return None
+    try:
+        seconds = (
+            float(value)
+            if value.strip().isdigit()
+            else parsedate_to_datetime(value).timestamp() - time.time()
+        )
+    except ValueError:
+        return None
+    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER_S)
+
+
+class _Tracking(TrackingStore):
+    def _call_endpoint(
+        self,
+        api: Any,
+        json_body: str | None = None,
+        endpoint: str | None = None,
+        retry_timeout_seconds: float | None = None,  # noqa: ARG002 - MLflow's signature
+        response_proto: Any = None,
+    ) -> Any:
+        infos = self._V3_METHOD_TO_INFO if api in self._V3_APIS else self._METHOD_TO_INFO
+        found, method = infos[api]
+        self._validate_workspace_support_if_specified()
+        return _ask(
+            self.get_host_creds(), endpoint or found, method, json_body, response_proto or api.Response()
+        )
+
+
+class _Registry(RegistryStore):
+    def _call_endpoint(
+        self, api: Any, json_body: str | None, call_all_endpoints: bool = False, extra_headers: Any = None
+    ) -> Any:
+        if call_all_endpoints:  # an API with several addresses, none of which is called here
+            return super()._call_endpoint(api, json_body, call_all_endpoints, extra_headers)
+        endpoint, method = self._get_endpoint_from_method(api)
+        self._validate_workspace_support_if_specified()
+        answer = self._get_response_from_method(api)
+        return _ask(self.get_host_creds(), endpoint, method, json_body, answer, extra_headers)
+
+
+class _TrackingClient(TrackingServiceClient):
+    def __init__(self, uri: str) -> None:
+        self._store = _Tracking(partial(get_default_host_creds, uri))
+        super().__init__(uri)
+
+    @property
+    def store(self) -> Any:
+        return self._store
+
+
+class _RegistryClient(ModelRegistryClient):
+    def __init__(self, uri: str, tracking_uri: str) -> None:
+        self._store = _Registry(partial(get_default_host_creds, uri))
+        super().__init__(uri, tracking_uri)
+
+    @property
+    def store(self) -> Any:
+        return self._store
