@@ -58,13 +58,10 @@ def mlflow_client() -> Callable[[str], MlflowClient]:
 @pytest.fixture
 def deliver(home: Path) -> Callable[[], None]:
     """Deliver what this test's journals hold, here and now, as `mlpipeline sync` does."""
-    from mlpipeline.tracking.courier import Courier
     from mlpipeline.tracking.home import Home
+    from mlpipeline.tracking.sync import send_all
 
-    def deliver() -> None:
-        assert Courier(Home(home), mode="sync").run(until_idle=True)
-
-    return deliver
+    return lambda: send_all(Home(home))
 
 
 @pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.server)])

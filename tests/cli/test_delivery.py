@@ -169,7 +169,7 @@ def test_status_answers_in_json(home, store_uri):
     content = json.loads(out)
     runs = {run["uid"]: run for run in content["runs"]}
     assert (0, "", 1) == (code, error, out.count("\n"))
-    assert (str(home), None, {refused, waiting}) == (content["home"], content["courier"], set(runs))
+    assert (str(home), [], {refused, waiting}) == (content["home"], content["couriers"], set(runs))
     assert {"delivered": 0, "pending": 4, "refused": 0, "dropped": 0} == runs[waiting]["counts"]
     assert (NOBODY, False) == (runs[waiting]["tracking_uri"], runs[waiting]["is_live"])
     assert ["metric", "metric", "param"] == sorted(letter["kind"] for letter in runs[refused]["refused"])

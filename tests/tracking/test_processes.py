@@ -23,6 +23,7 @@ from mlpipeline.tracking.account import account_of
 from mlpipeline.tracking.dispatch import Dispatch
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
+from mlpipeline.tracking.sink import Destination
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,10 +70,9 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
 
 def stop_courier(home: Path) -> None:
     """End the courier process of a home, if there is one."""
-    from mlpipeline.tracking.account import courier_report
+    from mlpipeline.tracking.account import courier_reports
 
-    report = courier_report(Home(home))
-    if report and "pid" in report:
+    for report in courier_reports(Home(home)):
         os.kill(report["pid"], signal.SIGKILL)
 
 
@@ -204,7 +204,9 @@ def test_twenty_trainings_killed_lose_nothing_and_end_killed_without_help(
         # The last line may be cut; the call before it had returned.
         returned[f"run-{number}"] = max((int(line) for line in lines[:-1] if line.isdigit()), default=-1)
     client = MlflowClient(store_uri, store_uri)
-    assert Dispatch(Home(home), "process").wait(lambda: not list(Home(home).runs()), insist_s=100)
+    assert Dispatch(Home(home), "process", Destination(store_uri, store_uri)).wait(
+        lambda: not list(Home(home).runs()), insist_s=100
+    )
     experiment = client.get_experiment_by_name("killed")
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
@@ -303,10 +305,10 @@ def test_a_killed_courier_is_replaced_and_nothing_is_lost(
     run = open_run(config)
     for step in range(3000):
         run.log_metrics({"loss": step}, step=step)
-    wait_for(lambda: liveness.is_held(Home(home).courier_lock))
+    wait_for(lambda: liveness.is_held(Home(home).post().lock))
     time.sleep(random.Random(SEED).uniform(0, 3))
     stop_courier(home)
-    wait_for(lambda: not liveness.is_held(Home(home).courier_lock))
+    wait_for(lambda: not liveness.is_held(Home(home).post().lock))
     run._dispatch()._spawned_s = -1e9
     run.end()
     run.wait(insist_s=60)

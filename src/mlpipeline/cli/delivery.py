@@ -17,7 +17,7 @@ from mlpipeline.tracking.account import (
     RunAccount,
     accounts,
     counts_of,
-    courier_report,
+    courier_reports,
     dead_letters,
 )
 from mlpipeline.tracking.home import Home
@@ -37,11 +37,13 @@ _json = click.option("--json", "is_json", is_flag=True, help="Print one JSON obj
 @click.command()
 @_journal_dir
 @_json
-def sync(journal_dir: str | None, is_json: bool) -> None:
+@click.option(
+    "--any-user", is_flag=True, help="Also send, with your credentials, what was recorded under another name."
+)
+def sync(journal_dir: str | None, is_json: bool, any_user: bool) -> None:
     """Send everything that waits in the journals, now."""
-    from mlpipeline.tracking.courier import Courier
-    from mlpipeline.tracking.dispatch import Dispatch
     from mlpipeline.tracking.sink import quiet_mlflow
+    from mlpipeline.tracking.sync import send_all
 
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="mlpipeline: %(message)s")
     home = Home.at(journal_dir)
@@ -51,9 +53,7 @@ def sync(journal_dir: str | None, is_json: bool) -> None:
         return
     quiet_mlflow()
     home.create()
-    if not Courier(home, owns_process=True, mode="sync").run(until_idle=True):
-        # Another courier serves this home: it is asked to hurry, and waited for.
-        Dispatch(home, "process").wait(lambda: not any(_is_unfinished(home, one) for one in accounts(home)))
+    send_all(home, owns_process=True, is_for_anybody=any_user)
     after = {uid: counts_of(home, uid) for uid in before}
     sent = DeliveryCounts(
         sum(after[uid].delivered - before[uid].delivered for uid in before),
@@ -66,12 +66,6 @@ def sync(journal_dir: str | None, is_json: bool) -> None:
         sys.exit(EXIT_PENDING)
     if sent.refused:
         sys.exit(EXIT_REFUSED)
-
-
-def _is_unfinished(home: Home, account: RunAccount) -> bool:
-    # A dead run's folder goes when its end is delivered, a live one's stays.
-    is_there = home.run(account.uid).path.exists()
-    return account.counts.pending > 0 or (is_there and not account.is_live)
 
 
 def _print_sync(sent: DeliveryCounts, left: list[RunAccount], *, is_json: bool) -> None:
@@ -91,17 +85,18 @@ def status(journal_dir: str | None, is_json: bool) -> None:
     """Show what waits, what was refused, and whether a courier is at work."""
     home = Home.at(journal_dir)
     found = accounts(home)
-    report = courier_report(home)
+    couriers = courier_reports(home)
     if is_json:
         content = {
             "home": str(home.path),
-            "courier": report,
+            "couriers": couriers,
             "runs": [{**account.to_dict(), "refused": dead_letters(home, account.uid)} for account in found],
         }
         click.echo(json.dumps(content))
         return
     click.echo(f"journal home: {home.path}")
-    click.echo(f"courier: {'process ' + str(report.get('pid')) if report is not None else 'none'}")
+    at_work = ", ".join(f"process {courier.get('pid')}" for courier in couriers)
+    click.echo(f"courier: {at_work or 'none'}")
     if not found:
         click.echo("nothing waits")
     for account in found:

@@ -6,16 +6,27 @@
                                 └────► memory              ─ with_credentials ─► MLflow's client
 
 Never pickled, shown or written. A courier process gets those of its trainer through its environment
-(`exported`), and uses them only for the origin (scheme, host, port) they came with.
+(`environment_for`), and uses them only for the origin (scheme, host, port) they came with. What is
+written down is who somebody is to a server (`user_for`), so that nobody's records are sent with
+another's credentials.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 
 VARIABLE = "MLPIPELINE_CREDENTIALS"
 """Environment variable through which a courier gets the credentials of the trainer that starts it."""
+
+_VARIABLES = (
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_AUTH",
+)
+"""What MLflow gives to every server it talks to, whomever it was meant for."""
 
 _Origin = tuple[str, str, int]  # scheme, host, port; port 0 is the scheme's own
 _credentials: dict[_Origin, tuple[str, str]] = {}
@@ -102,13 +113,76 @@ def with_credentials(uri: str) -> str:
     return f"{scheme}://{user}:{password}@{rest}" if password else f"{scheme}://{user}@{rest}"
 
 
-def exported() -> str:
-    """Return what is known, as the text for a courier's environment."""
-    return json.dumps([[*origin, *secret] for origin, secret in _credentials.items()])
+def user_for(*uris: str) -> str:
+    """Return who this process is to the servers of *uris*; ``""`` where it shows no credentials.
+
+    As MLflow and requests decide it: the URI's own, then ``MLFLOW_TRACKING_USERNAME``, then
+    ``~/.mlflow/credentials``, then a token, whose subject counts where it tells one (RFC 7519).
+    """
+    return " ".join(dict.fromkeys(filter(None, (_shown_to(uri)[0] for uri in uris))))
+
+
+def secret_for(uri: str) -> str:
+    """Return the password or token that this process shows to the server of *uri*; ``""`` for none."""
+    return _shown_to(uri)[1]
+
+
+def _shown_to(uri: str) -> tuple[str, str]:
+    if known := credentials_for(uri):
+        return known
+    if not uri.startswith(("http://", "https://")):
+        return "", ""
+    environ = os.environ
+    user, password = environ.get("MLFLOW_TRACKING_USERNAME", ""), environ.get("MLFLOW_TRACKING_PASSWORD", "")
+    if not (user and password):
+        user, password = _from_file()
+    if user and password:
+        return user, password
+    if token := environ.get("MLFLOW_TRACKING_TOKEN", ""):
+        return _subject(token) or "token", token
+    plugin = environ.get("MLFLOW_TRACKING_AUTH", "")
+    return plugin, ""
+
+
+def _from_file() -> tuple[str, str]:
+    """Read what ``mlflow login`` wrote."""
+    path = os.path.expanduser("~/.mlflow/credentials")
+    if not os.path.exists(path):
+        return "", ""
+    from configparser import ConfigParser, Error
+
+    found = ConfigParser(interpolation=None)
+    try:
+        found.read(path)
+    except Error:
+        return "", ""
+    section = found["mlflow"] if found.has_section("mlflow") else {}
+    return section.get("mlflow_tracking_username", ""), section.get("mlflow_tracking_password", "")
+
+
+def _subject(token: str) -> str:
+    from base64 import urlsafe_b64decode
+
+    try:
+        claims = json.loads(urlsafe_b64decode(token.split(".")[1] + "=="))
+        return str(claims.get("sub") or "")
+    except (IndexError, ValueError, AttributeError):
+        return ""
+
+
+def environment_for(*uris: str) -> dict[str, str]:
+    """Return the environment of a courier that serves these URIs, and no others, as this process would."""
+    environ = dict(os.environ)
+    if not user_for(*uris):
+        for name in _VARIABLES:
+            environ.pop(name, None)
+    known = {split(uri)[0]: secret for uri in uris if (secret := credentials_for(uri))}
+    environ[VARIABLE] = json.dumps([[*origin, *secret] for origin, secret in known.items()])
+    return environ
 
 
 def take_over(text: str) -> None:
-    """Take over what `exported` gave; what cannot be read is left alone."""
+    """Take over what `environment_for` put into `VARIABLE`; what cannot be read is left alone."""
     try:
         for scheme, host, port, user, password in json.loads(text):
             _credentials[scheme, host, port] = (user, password)

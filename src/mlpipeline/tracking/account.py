@@ -11,7 +11,7 @@ from typing import Any
 from mlpipeline.core.credentials import public_uri
 from mlpipeline.core.errors import UsageError
 from mlpipeline.tracking import liveness
-from mlpipeline.tracking.home import Home, RunState, read_file
+from mlpipeline.tracking.home import Home, Post, RunState, read_file
 from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Kind
 
@@ -110,11 +110,10 @@ def accounts(home: Home) -> list[RunAccount]:
     return [account_of(home, uid) for uid in dict.fromkeys(uids)]
 
 
-def courier_report(home: Home) -> dict[str, Any] | None:
-    """Return what the living courier of a home says of itself; None without one."""
-    if not liveness.is_held(home.courier_lock):
-        return None
-    return read_file(home.courier_file) or {}
+def courier_reports(home: Home) -> list[dict[str, Any]]:
+    """Return what the living couriers of a home say of themselves."""
+    posts = [Post(home.path, path.stem) for path in sorted(home.path.glob("courier*.lock"))]
+    return [read_file(post.report) or {} for post in posts if liveness.is_held(post.lock)]
 
 
 def dead_letters(home: Home, uid: str) -> list[dict[str, Any]]:

@@ -51,6 +51,7 @@ BACKOFF_LONGEST_S = 60.0
 DENIED_RETRY_S = 300.0
 
 _FAILURES_OF_STUCK = 3
+_MAKING_ROOM_S = 60.0  # what a request under way may take at most, twice
 _LONG_REST_S = 15.0
 _STARTING_AT_MOST_S = 90.0
 _LOOK_EVERY_S = 0.1
@@ -299,17 +300,31 @@ class Courier:
 
     Args:
         home: The journal home.
+        identity: Whose runs, see `Destination.identity`; other couriers serve the others.
+        secret: Fingerprint of the password or token that this process shows; ``""`` for none.
         owns_process: This process is the courier's alone.
         mode: What `mlpipeline status` calls it: "process", "thread" or "sync".
     """
 
-    def __init__(self, home: Home, *, owns_process: bool = False, mode: str = "thread") -> None:
+    def __init__(
+        self,
+        home: Home,
+        identity: str = "",
+        *,
+        secret: str = "",
+        owns_process: bool = False,
+        mode: str = "thread",
+    ) -> None:
         self.home = home
+        self._identity = identity
+        self._secret = secret
+        self._post = home.post(identity)
         self.owns_process = owns_process
         self._mode = mode
         self._stop = threading.Event()
         self._workers: dict[str, Worker] = {}
         self._deliveries: dict[str, tuple[RunDelivery, Worker | None]] = {}
+        self._others: dict[str, RunDelivery] = {}  # runs of other identities: only their lives count here
         self._progress = 0
         self._moves = 0
         self._cpu_s = time.process_time()
@@ -360,26 +375,42 @@ class Courier:
             False when another courier serves this home already.
         """
         self.home.create()
-        if not liveness.acquire(self.home.courier_lock):
+        if not self._take_post():
             return False
         try:
             self._report("serving")
             self.home.forget_done()
             while True:
                 self._serve(until_idle=until_idle)
+                if self._post.successor.exists():
+                    self._leave()
+                    return True
                 # A writer that probed the lock a moment ago believed itself served: look again
                 # after the lock is free, and take it back if somebody came.
-                liveness.release(self.home.courier_lock)
+                liveness.release(self._post.lock)
                 if self._stop.is_set() or until_idle or not self._find_new():
                     return True
-                if not liveness.acquire(self.home.courier_lock):
+                if not liveness.acquire(self._post.lock):
                     return True
         finally:
-            self._stop.set()
-            for worker in self._workers.values():
-                worker.join()
-            self._report("gone")
-            liveness.release(self.home.courier_lock)
+            self._leave()
+
+    def _take_post(self) -> bool:
+        """Take the lock, which one who was asked to make room gives back soon."""
+        end_s = time.monotonic() + _MAKING_ROOM_S
+        while not liveness.acquire(self._post.lock):
+            if not self._post.successor.exists() or time.monotonic() > end_s:
+                return False
+            time.sleep(_LOOK_EVERY_S)
+        self._post.successor.unlink(missing_ok=True)
+        return True
+
+    def _leave(self) -> None:
+        self._stop.set()
+        for worker in self._workers.values():
+            worker.join()
+        self._report("gone")
+        liveness.release(self._post.lock)
 
     def stop(self) -> None:
         """Ask the loop to leave soon."""
@@ -391,6 +422,8 @@ class Courier:
             self._look()
             self._report("serving")
             now_s = time.monotonic()
+            if self._post.successor.exists():
+                return
             if until_idle:
                 if self._is_caught_up() or self._is_stuck():
                     self._look()  # puts away what was finished since the last look
@@ -410,7 +443,7 @@ class Courier:
     def _find_new(self) -> list[RunDelivery]:
         found = []
         for folder in self.home.runs():
-            if folder.uid not in self._deliveries:
+            if folder.uid not in self._deliveries and folder.uid not in self._others:
                 delivery = RunDelivery(self.home, folder)
                 if folder.writers():
                     found.append(delivery)
@@ -429,6 +462,10 @@ class Courier:
                 except Unavailable as error:
                     logger.warning("%s", error)
                     continue
+                if delivery.destination().identity != self._identity:
+                    self._others[uid] = delivery
+                    del self._deliveries[uid]
+                    continue
                 worker = self._worker(delivery.destination())
                 worker.add(delivery)
                 self._deliveries[uid] = (delivery, worker)
@@ -439,7 +476,8 @@ class Courier:
                 self.moved()
             else:
                 is_live |= delivery.is_live()
-        self._has_live_writer = is_live
+        self._others = {uid: other for uid, other in self._others.items() if other.folder.path.exists()}
+        self._has_live_writer = is_live or any(other.is_live() for other in self._others.values())
         was_hurried = self._is_hurried
         self._is_hurried = _is_fresh(self.home.hurry_file, _HURRY_S)
         if self._is_hurried and not was_hurried:
@@ -481,6 +519,7 @@ class Courier:
             "mode": self._mode,
             "phase": phase,
             "progress": self._progress,
+            "secret": self._secret,
             "destinations": {
                 key: {
                     "tracking_uri": public_uri(worker.destination.tracking_uri),
@@ -495,7 +534,7 @@ class Courier:
         if content != self._written:
             self._written = content
             try:
-                replace_file(self.home.courier_file, content)
+                replace_file(self._post.report, content)
             except OSError as error:
                 logger.warning("cannot report progress: %s", error)
 
@@ -507,7 +546,7 @@ def _is_fresh(path: Path, age_s: float) -> bool:
         return False
 
 
-def main(home: str) -> None:
+def main(home: str, identity: str = "", secret: str = "") -> None:
     """Run a courier as a process of its own; what `mlpipeline.tracking.dispatch` starts."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -515,8 +554,8 @@ def main(home: str) -> None:
     os.umask(0o077)
     quiet_mlflow()
     credentials.take_over(os.environ.pop(credentials.VARIABLE, ""))
-    Courier(Home(Path(home)), owns_process=True, mode="process").run()
+    Courier(Home(Path(home)), identity, secret=secret, owns_process=True, mode="process").run()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlpipeline.tracking.courier import Courier
+    from mlpipeline.tracking.sink import Destination
 
 logger = logging.getLogger("mlpipeline")
 
@@ -45,17 +46,18 @@ _LAUNCH = "import os,sys\nif os.fork():os._exit(0)\nos.setsid()\nos.execv(sys.ar
 # Not -m: sys.path[0] would be the working directory. The package's own folder comes last, behind
 # everything the interpreter finds by itself.
 _COURIER = (
-    "import sys;sys.path.append(sys.argv[1]);from mlpipeline.tracking.courier import main;main(sys.argv[2])"
+    "import sys;sys.path.append(sys.argv[1]);from mlpipeline.tracking.courier import main;main(*sys.argv[2:])"
 )
 
-_by_home: dict[Path, Dispatch] = {}
+_dispatches: dict[tuple[Path, str], Dispatch] = {}
 
 
-def dispatch_for(home: Home, delivery: Delivery) -> Dispatch:
-    """Return this process's dispatch for a home."""
-    dispatch = _by_home.get(home.path)
+def dispatch_for(home: Home, delivery: Delivery, destination: Destination) -> Dispatch:
+    """Return this process's dispatch for what a home holds for a destination."""
+    key = home.path, destination.identity
+    dispatch = _dispatches.get(key)
     if dispatch is None or dispatch.delivery != delivery:
-        dispatch = _by_home[home.path] = Dispatch(home, delivery)
+        dispatch = _dispatches[key] = Dispatch(home, delivery, destination)
     return dispatch
 
 
@@ -75,11 +77,15 @@ class Dispatch:
     Args:
         home: The journal home.
         delivery: How, as the configuration says.
+        destination: Whose courier; only who this process is to its servers counts.
     """
 
-    def __init__(self, home: Home, delivery: Delivery) -> None:
+    def __init__(self, home: Home, delivery: Delivery, destination: Destination) -> None:
         self.home = home
         self.delivery: Delivery = delivery
+        self._uris = (destination.tracking_uri, destination.registry_uri)
+        self._identity = destination.identity
+        self._post = home.post(destination.identity)
         self._mode = chosen(delivery)
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -87,9 +93,17 @@ class Dispatch:
         self._spawned_s = -1e9
         self._is_told = False
 
-    def ensure(self) -> None:
-        """Start a courier unless one serves the home; the journal must exist before."""
-        if self._mode == "offline" or liveness.is_held(self.home.courier_lock):
+    def ensure(self, *, is_start: bool = False) -> None:
+        """Start a courier unless one serves the home; the journal must exist before.
+
+        Args:
+            is_start: A training begins: if its password or token is not the one that the courier has,
+                it is the newer one, and a courier that has it takes over. Later, in a training that
+                goes on, whoever serves is left alone, or two trainings would take turns for ever.
+        """
+        if self._mode == "offline":
+            return
+        if liveness.is_held(self._post.lock) and not (is_start and self.make_room()):
             return
         with self._starting:
             try:
@@ -106,12 +120,30 @@ class Dispatch:
                         error,
                     )
 
+    def make_room(self) -> bool:
+        """Ask the courier that serves to leave, if it has another password or token than this process.
+
+        Returns:
+            Whether it was asked.
+        """
+        if not self._identity or self._report().get("secret") in (None, self.secret()):
+            return False
+        self._post.successor.touch(mode=0o600)
+        self._spawned_s = -1e9
+        return True
+
+    def secret(self) -> str:
+        """Return the fingerprint of what this process shows to the servers; ``""`` for nothing."""
+        if not self._identity:
+            return ""
+        return self.home.fingerprint(" ".join(map(credentials.secret_for, self._uris)))
+
     def _start_thread(self) -> None:
         if self._thread is not None and self._thread.is_alive():
             return
         from mlpipeline.tracking.courier import Courier
 
-        self._courier = Courier(self.home, mode="thread")
+        self._courier = Courier(self.home, self._identity, secret=self.secret(), mode="thread")
         self._thread = threading.Thread(target=self._courier.run, name="mlpipeline-courier", daemon=True)
         self._thread.start()
 
@@ -126,11 +158,12 @@ class Dispatch:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
         log = os.open(self.home.courier_log, flags, 0o600)
         try:
-            courier = [sys.executable, "-c", _COURIER, str(package), str(self.home.path)]
+            told = [str(self.home.path), self._identity, self.secret()]
+            courier = [sys.executable, "-c", _COURIER, str(package), *told]
             subprocess.run(
                 [sys.executable, "-I", "-S", "-c", _LAUNCH, *courier],
                 cwd=self.home.path,
-                env={**os.environ, credentials.VARIABLE: credentials.exported()},
+                env=credentials.environment_for(*self._uris),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -198,8 +231,8 @@ class Dispatch:
         return bool(chosen_workers) and all(worker.get("is_closed") for worker in chosen_workers)
 
     def _report(self) -> dict[str, Any]:
-        report = read_file(self.home.courier_file)
-        if report is None or not liveness.is_held(self.home.courier_lock):
+        report = read_file(self._post.report)
+        if report is None or not liveness.is_held(self._post.lock):
             return {}
         return report
 
@@ -211,7 +244,7 @@ class Dispatch:
 
 
 def _after_fork_in_child() -> None:
-    _by_home.clear()
+    _dispatches.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -5,7 +5,10 @@
     <home>/                      0700
       courier.lock               held by the courier that serves this home
       courier.json               its progress, for those who wait
-      courier.log                its standard output and error
+      courier.successor          asks it to make room for one with newer credentials
+      courier-<identity>.*       the same of a courier for a server that lets in known users only
+      courier.log                their standard output and error
+      key                        random, to tell secrets apart without writing them down
       hurry                      touched by whoever waits for delivery
       runs/<uid>/                one run, as its first trainer named it
         <writer>.lock            held by the writing process as long as it lives
@@ -24,11 +27,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import stat
 import sys
 import time
 import uuid
 from dataclasses import asdict, dataclass, field, fields
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,6 +213,34 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
+class Post:
+    """Where a courier says that it is there, and hears that it is to go.
+
+    Attributes:
+        folder: The journal home.
+        name: What its files begin with.
+    """
+
+    folder: Path
+    name: str
+
+    @property
+    def lock(self) -> Path:
+        """Held as long as the courier lives."""
+        return self.folder / f"{self.name}.lock"
+
+    @property
+    def report(self) -> Path:
+        """What it says of its progress."""
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def successor(self) -> Path:
+        """Made by whoever starts a courier with newer credentials: the one that serves makes room."""
+        return self.folder / f"{self.name}.successor"
+
+
+@dataclass(frozen=True)
 class Home:
     """A journal home.
 
@@ -293,15 +326,21 @@ class Home:
         """Return where a run's dead letters are kept."""
         return self.path / "dead" / f"{uid}.jsonl"
 
-    @property
-    def courier_lock(self) -> Path:
-        """The lock file of the courier."""
-        return self.path / "courier.lock"
+    def post(self, identity: str = "") -> Post:
+        """Return the files of the courier that serves an identity, see `Destination.identity`."""
+        return Post(self.path, f"courier-{identity}" if identity else "courier")
 
-    @property
-    def courier_file(self) -> Path:
-        """The progress file of the courier."""
-        return self.path / "courier.json"
+    def fingerprint(self, secret: str) -> str:
+        """Return what tells one secret from another, and nobody what it is."""
+        path = self.path / "key"
+        if not path.exists():
+            made = self.path / f".key.{os.getpid()}"
+            made.touch(mode=0o600)
+            made.write_bytes(secrets.token_bytes(32))
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                os.link(made, path)
+            made.unlink()
+        return blake2b(secret.encode(), key=path.read_bytes(), digest_size=8).hexdigest()
 
     @property
     def hurry_file(self) -> Path:

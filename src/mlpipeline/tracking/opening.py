@@ -15,7 +15,6 @@ written into the header here, because the courier may send it from elsewhere, da
 
 from __future__ import annotations
 
-import getpass
 import logging
 import os
 import threading
@@ -129,7 +128,7 @@ def open_run(
     journal = JournalWriter(home, uid, header)
     run = Run(config, uid, header, journal=journal, home=home)
     if journal.open():
-        dispatch_for(home, config.delivery).ensure()
+        dispatch_for(home, config.delivery, where).ensure(is_start=True)
     run.set_tags(late)
     # A guest too: the exit waits for its records, though it neither ends the run nor prints a line.
     closing.watch(run)
@@ -224,14 +223,8 @@ def destination_of(config: MLflowConfig) -> Destination:
     )
     registry_uri = surroundings.absolute_uri(config.registry_uri or tracking_uri, cwd)
     # It is written into journals: credentials stay in memory, and in the courier's environment.
-    return Destination(credentials.stripped(tracking_uri), credentials.stripped(registry_uri), _user())
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""
+    tracking_uri, registry_uri = credentials.stripped(tracking_uri), credentials.stripped(registry_uri)
+    return Destination(tracking_uri, registry_uri, credentials.user_for(tracking_uri, registry_uri))
 
 
 def _experiment(config: MLflowConfig, cwd: Path) -> dict[str, Any]:

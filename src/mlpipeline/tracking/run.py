@@ -797,7 +797,7 @@ class Run:
     def _dispatch(self) -> Dispatch:
         if self._home is None:
             raise UsageError("this run is not delivered anywhere")
-        return dispatch_for(self._home, self.config.delivery)
+        return dispatch_for(self._home, self.config.delivery, self.destination)
 
     def _state(self) -> RunState | None:
         return self._home.state(self.uid) if self._home is not None else None

@@ -109,7 +109,8 @@ class Destination:
     Attributes:
         tracking_uri: Absolute, without credentials unless it is a database's.
         registry_uri: The same for the model registry.
-        user: Name the runs are recorded under; another user's credentials are never used for them.
+        user: Who the recorder is to the servers; another user's credentials are never used for its
+            runs. ``""`` where no credentials are shown.
     """
 
     tracking_uri: str
@@ -121,6 +122,11 @@ class Destination:
         """A short name for files and tables."""
         text = f"{self.tracking_uri}\x00{self.registry_uri}\x00{self.user}"
         return blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """Names the courier that serves it: one of its own where credentials are shown, else ``""``."""
+        return self.key if self.user else ""
 
     @property
     def is_http(self) -> bool:

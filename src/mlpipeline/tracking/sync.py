@@ -1,0 +1,77 @@
+"""``mlpipeline sync``: the courier in the foreground, for everything that a home holds.
+
+Each run goes with the credentials of who recorded it, or stays. A courier that serves the home
+already is asked to hurry and waited for; one whose password or token is older makes room.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mlpipeline.core import credentials
+from mlpipeline.core.credentials import public_uri
+from mlpipeline.tracking import liveness
+from mlpipeline.tracking.account import account_of
+from mlpipeline.tracking.courier import Courier
+from mlpipeline.tracking.delivery import RunDelivery
+from mlpipeline.tracking.dispatch import Dispatch
+from mlpipeline.tracking.sink import Destination, Unavailable
+
+if TYPE_CHECKING:
+    from mlpipeline.tracking.home import Home, RunFolder
+
+
+def send_all(home: Home, *, owns_process: bool = False, is_for_anybody: bool = False) -> None:
+    """Send what a home holds, here and now.
+
+    Args:
+        home: The journal home.
+        owns_process: This process is the courier's alone.
+        is_for_anybody: Also send with this process's credentials what was recorded under another name.
+    """
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        credentials.stripped(os.environ.get(name, ""))
+    for identity, deliveries in _by_identity(home).items():
+        destination = deliveries[0].destination()
+        here = credentials.user_for(destination.tracking_uri, destination.registry_uri)
+        if destination.user not in ("", here) and not is_for_anybody:
+            if not liveness.is_held(home.post(identity).lock):
+                _tell_wrong_user(deliveries, destination, here)
+            continue
+        dispatch = Dispatch(home, "process", destination)
+        dispatch.make_room()
+        courier = Courier(home, identity, secret=dispatch.secret(), owns_process=owns_process, mode="sync")
+        if not courier.run(until_idle=True):
+            folders = [delivery.folder for delivery in deliveries]
+            dispatch.wait(partial(_are_done, home, folders))
+
+
+def _by_identity(home: Home) -> dict[str, list[RunDelivery]]:
+    found: dict[str, list[RunDelivery]] = {}
+    for folder in home.runs():
+        delivery = RunDelivery(home, folder)
+        try:
+            is_readable = delivery.look()
+        except Unavailable as error:
+            delivery.set_problem(str(error))
+            continue
+        if is_readable:
+            found.setdefault(delivery.destination().identity, []).append(delivery)
+    return found
+
+
+def _are_done(home: Home, folders: list[RunFolder]) -> bool:
+    # A dead run's folder goes when its end is delivered, a live one's stays.
+    accounts = [account_of(home, folder.uid) for folder in folders if folder.path.exists()]
+    return all(account.is_live and not account.counts.pending for account in accounts)
+
+
+def _tell_wrong_user(deliveries: list[RunDelivery], destination: Destination, here: str) -> None:
+    for delivery in deliveries:
+        delivery.set_problem(
+            f"recorded for {public_uri(destination.tracking_uri)} as {destination.user!r}, and here are the "
+            f"credentials of {here or 'nobody'!r}: set the right ones (in MLFLOW_TRACKING_URI, or as "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD), or send all under this name: --any-user"
+        )
