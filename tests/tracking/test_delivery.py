@@ -16,9 +16,11 @@ from mlflow.entities import Run as MlflowRun, ViewType
 
 from mlpipeline import MLflowConfig
 from mlpipeline.tracking.account import account_of, dead_letters
-from mlpipeline.tracking.home import Home
+from mlpipeline.tracking.delivery import RunDelivery
+from mlpipeline.tracking.home import DONE_KEPT_DAYS, Home, _is_remote
 from mlpipeline.tracking.opening import attached_run, open_run
 from mlpipeline.tracking.records import Kind
+from mlpipeline.tracking.sink import Destination, MlflowSink
 
 Deliver = Callable[[], None]
 
@@ -356,3 +358,81 @@ def test_a_handle_on_another_process_run_knows_its_model(
     assert run.model_uri == handle.model_uri
     assert 1 == handle.model_version
     assert 2.0 == pytest.approx(handle.load_model().predict([[2.0]])[0])
+
+
+def test_the_newest_points_go_ahead_of_their_turn_and_are_stored_once(
+    store_uri: str, experiment: str, home: Path
+) -> None:
+    """A courier that keeps to its share falls behind; the live view is current all the same."""
+    config = MLflowConfig(tracking_uri=store_uri, experiment_name=experiment, delivery="offline")
+    run = open_run(config)
+    for step in range(5000):
+        run.log_metrics({"loss": 1 / (step + 1)}, step=step)
+    delivery = RunDelivery(Home(home), Home(home).run(run.uid))
+    sink = MlflowSink(Destination(store_uri, store_uri))
+    delivery.deliver(sink, 16 * 2**10)
+    assert max(step for step, _ in history(config, only_run(config), "loss")) < 4999
+    delivery.deliver_latest(sink)
+    assert {"loss": 1 / 5000} == only_run(config).data.metrics
+    run.end()
+    while not delivery.state.is_ended:
+        delivery.deliver(sink)
+    assert [(step, 1 / (step + 1)) for step in range(5000)] == history(config, only_run(config), "loss")
+
+
+def test_what_was_done_long_ago_is_forgotten(home: Path, deliver: Deliver, config: MLflowConfig) -> None:
+    """The record of a finished run keeps its local id resolving for a while, not for ever."""
+    runs = [open_run(config) for _ in "ab"]
+    for run in runs:
+        run.end()
+    deliver()
+    old, young = (Home(home).done_file(run.uid) for run in runs)
+    long_ago_s = old.stat().st_mtime - (DONE_KEPT_DAYS + 1) * 86_400
+    os.utime(old, (long_ago_s, long_ago_s))
+    open_run(config).end()
+    deliver()
+    assert (False, True) == (old.exists(), young.exists())
+
+
+def test_a_model_too_many_for_the_spool_is_recorded_without_its_files(
+    store_uri: str, deliver: Deliver, experiment: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """Told once, and tagged; the facts about it arrive."""
+    from sklearn.linear_model import LinearRegression
+
+    from mlpipeline.tracking import run as runs
+
+    config = MLflowConfig(tracking_uri=store_uri, experiment_name=experiment, delivery="offline")
+    model = LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
+    run = open_run(config)
+    run.log_model(model, "first")
+    monkeypatch.setattr(runs, "SPOOL_LIMIT_BYTES", 1)
+    run.log_model(model, "second")
+    run.end()
+    assert 1 == sum("is recorded without its files" in message for message in caplog.messages)
+    deliver()
+    client, found = client_of(config), only_run(config)
+    assert "the spool was full" == found.data.tags["mlpipeline.without_files.second"]
+    models = {model.name: model for model in client.search_logged_models([found.info.experiment_id])}
+    assert {"first", "second"} == set(models)
+    files = {name: client.list_logged_model_artifacts(models[name].model_id) for name in models}
+    assert (True, False) == (bool(files["first"]), bool(files["second"]))
+
+
+@pytest.mark.parametrize(
+    ("path", "is_remote"),
+    [
+        ("/home/ann/.local/state/mlpipeline", True),
+        ("/home/annex/x", False),
+        ("/home/ann/scratch/x", False),
+        ("/shared/x", True),
+    ],
+)
+def test_a_home_on_a_network_file_system_is_recognised(tmp_path: Path, path: str, is_remote: bool) -> None:
+    """By the innermost mount above it."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "/dev/sda1 / ext4 rw 0 0\nserver:/ann /home/ann nfs4 rw 0 0\n"
+        "/dev/sdb1 /home/ann/scratch xfs rw 0 0\nmgs:/lus /shared lustre rw 0 0\n"
+    )
+    assert is_remote == _is_remote(path, str(mounts))

@@ -33,6 +33,7 @@ import sys
 import time
 import uuid
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,11 @@ DONE_KEPT_DAYS = 30
 
 
 def default_home(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return ``MLPIPELINE_HOME``, else the folder where this system keeps a user's state."""
+    """Return ``MLPIPELINE_HOME``, else the folder where this system keeps a user's state.
+
+    Where that is on a network file system it is a folder of this machine instead: locks, and what
+    `kill -9` leaves of a write, can be relied on there only.
+    """
     if given := environ.get("MLPIPELINE_HOME"):
         return Path(given).expanduser().absolute()
     if sys.platform == "darwin":
@@ -54,7 +59,36 @@ def default_home(environ: Mapping[str, str] = os.environ) -> Path:
     if sys.platform == "win32":
         return Path(environ.get("LOCALAPPDATA") or Path.home()) / "mlpipeline"
     state = environ.get("XDG_STATE_HOME")
-    return (Path(state) if state else Path.home() / ".local" / "state") / "mlpipeline"
+    folder = (Path(state) if state else Path.home() / ".local" / "state") / "mlpipeline"
+    return Path(f"/var/tmp/mlpipeline-{os.geteuid()}") if _is_remote(str(folder)) else folder  # noqa: S108 - survives a reboot; `Home.create` refuses a planted one
+
+
+_REMOTE = (
+    "nfs",
+    "cifs",
+    "smb",
+    "lustre",
+    "beegfs",
+    "gpfs",
+    "ceph",
+    "gluster",
+    "afs",
+    "fuse.sshfs",
+    "9p",
+    "pvfs",
+)
+
+
+@lru_cache(maxsize=8)
+def _is_remote(path: str, mounts: str = "/proc/self/mounts") -> bool:
+    """Tell whether a path is on a file system that other machines share."""
+    try:
+        lines = Path(mounts).read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return False
+    points = [line.split()[1:3] for line in lines if line.count(" ") >= 2]
+    above = [(len(point), kind) for point, kind in points if f"{path}/".startswith(f"{point.rstrip('/')}/")]
+    return max(above, default=(0, ""))[1].startswith(_REMOTE)
 
 
 def new_uid() -> str:
