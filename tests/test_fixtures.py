@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mlpipeline.testing.places import isolated
+
 
 def test_a_store_is_ready_and_empty(store_uri, mlflow_client):
     """A copy of the template has the Default experiment and no run."""
@@ -58,13 +60,11 @@ def test_no_setting_of_the_machine_is_left():
     assert {"MLFLOW_DISABLE_TELEMETRY", "MLPIPELINE_HOME"} == ours
 
 
-def test_fluent_state_ends_with_its_surroundings(isolate, tmp_path, copy_store):
+def test_fluent_state_ends_with_its_surroundings(tmp_path, copy_store):
     """The run, URI and experiment that a test leaves behind are gone for the next."""
     import mlflow
 
-    inner = tmp_path / "inner"
-    inner.mkdir()
-    with isolate(inner):
+    with isolated(tmp_path / "inner"):
         mlflow.set_tracking_uri(copy_store(tmp_path / "fluent.db", str(tmp_path)))
         experiment_id = mlflow.set_experiment("left behind").experiment_id
         run_id = mlflow.start_run().info.run_id
