@@ -1,0 +1,280 @@
+"""Faults of a server, between a client and a real one: the server itself stays well.
+
+::
+
+    client ──► FaultyProxy ── the fault of the moment ──► MLflow server
+                                     │
+          passed  answered(503)  cut  refused  held(gate)  in_turn(…)  first(n, …)  only(path, …)
+
+A fault is a function of one `Exchange`: it may forward the request or not, wait, and answer with
+what the server said, with something else, or not at all. Write others in the same way::
+
+    def truncated(exchange):
+        answer = exchange.forward()
+        exchange.reply(dataclasses.replace(answer, body=answer.body[:10]))   # the length stays
+
+Nothing here needs pytest, or anything beyond the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import itertools
+import socket
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import TypeAlias
+
+    from typing_extensions import Self
+
+    Fault: TypeAlias = "Callable[[Exchange], None]"
+
+_UPSTREAM_S = 60.0
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server answers.
+
+    Attributes:
+        status: Its status.
+        headers: Its headers, without those of the connection. A ``Content-Length`` among them stands
+            as it is, also where it is not true; else the body's length is sent.
+        body: Its body.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+
+@dataclass
+class Exchange:
+    """One request that reached the proxy, to be forwarded, answered, both or neither.
+
+    Attributes:
+        method: GET, POST, …
+        path: Its path with its query.
+        body: Its body.
+    """
+
+    method: str
+    path: str
+    body: bytes
+    _headers: tuple[tuple[str, str], ...] = field(repr=False)
+    _upstream: tuple[str, int] = field(repr=False)
+    _handler: BaseHTTPRequestHandler = field(repr=False)
+
+    def forward(self) -> Answer:
+        """Send the request to the server, which takes it, and return its answer."""
+        connection = http.client.HTTPConnection(*self._upstream, timeout=_UPSTREAM_S)
+        with contextlib.closing(connection):
+            connection.putrequest(self.method, self.path, skip_accept_encoding=True)
+            for name, value in (*self._headers, ("Content-Length", str(len(self.body)))):
+                connection.putheader(name, value)
+            connection.endheaders(self.body)
+            answer = connection.getresponse()
+            headers = tuple(pair for pair in answer.getheaders() if pair[0].lower() not in _HOP_BY_HOP)
+            return Answer(answer.status, headers, answer.read())
+
+    def reply(self, answer: Answer) -> None:
+        """Answer the client."""
+        handler = self._handler
+        handler.send_response(answer.status)
+        for name, value in answer.headers:
+            handler.send_header(name, value)
+        length = next((value for name, value in answer.headers if name.lower() == "content-length"), None)
+        if length is None:
+            handler.send_header("Content-Length", str(len(answer.body)))
+        elif int(length) != len(answer.body):
+            handler.close_connection = True
+        handler.end_headers()
+        if self.method != "HEAD":
+            handler.wfile.write(answer.body)
+
+    def cut(self) -> None:
+        """Break the connection: the client sees it reset."""
+        handler = self._handler
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
+            # With a linger time of 0 the kernel sends a reset, not an orderly end.
+            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            handler.connection.close()
+
+
+def passed(exchange: Exchange) -> None:
+    """No fault: forward, and hand the answer back."""
+    exchange.reply(exchange.forward())
+
+
+def cut(exchange: Exchange) -> None:
+    """Let the server take the request, and break the connection before its answer."""
+    exchange.forward()
+    exchange.cut()
+
+
+def refused(exchange: Exchange) -> None:
+    """Break the connection before the server hears of the request."""
+    exchange.cut()
+
+
+def answered(status: int, *headers: tuple[str, str]) -> Fault:
+    """Answer with a status in the server's place, such as 503, or 429 with ``("Retry-After", "1")``."""
+    return lambda exchange: exchange.reply(Answer(status, headers, b"{}"))
+
+
+def held(gate: threading.Event, then: Fault = passed) -> Fault:
+    """Keep every request waiting until *gate* is set."""
+
+    def fault(exchange: Exchange) -> None:
+        gate.wait()
+        then(exchange)
+
+    return fault
+
+
+def in_turn(*faults: Fault) -> Fault:
+    """Meet one request after the other with the next of *faults*, over and over."""
+    turns = itertools.cycle(faults)
+
+    def fault(exchange: Exchange) -> None:
+        next(turns)(exchange)
+
+    return fault
+
+
+def first(count: int, fault: Fault, then: Fault = passed) -> Fault:
+    """Meet the first *count* requests with *fault*, the others with *then*."""
+    turns = itertools.chain(itertools.repeat(fault, count), itertools.repeat(then))
+
+    def met(exchange: Exchange) -> None:
+        next(turns)(exchange)
+
+    return met
+
+
+def only(path: str, fault: Fault, then: Fault = passed) -> Fault:
+    """Meet requests whose path holds *path* with *fault*, the others with *then*."""
+    return lambda exchange: (fault if path in exchange.path else then)(exchange)
+
+
+class FaultyProxy:
+    """An HTTP proxy in front of a server, whose fault can be changed at any time.
+
+    Use it as a context manager: it listens inside the block.
+
+    Args:
+        server_uri: The server.
+
+    Attributes:
+        fault: What becomes of a request; `passed` at first.
+        requests: Method and path of the requests that came, in order.
+    """
+
+    def __init__(self, server_uri: str) -> None:
+        parts = urlsplit(server_uri)
+        self.fault: Fault = passed
+        self.requests: list[str] = []
+        self._upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
+        self._port = 0
+        self._listening: _Listening | None = None
+
+    @property
+    def uri(self) -> str:
+        """Where clients find it; the same when it is down and up again."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def up(self) -> None:
+        """Listen, again."""
+        if self._listening is None:
+            self._listening = _Listening(self, self._port)
+            self._port = self._listening.server_port
+            threading.Thread(
+                target=self._listening.serve_forever, args=(0.02,), daemon=True, name="faulty-proxy"
+            ).start()
+
+    def down(self) -> None:
+        """Stop to listen: new connections are refused, as where no server runs; open ones are cut."""
+        if self._listening is not None:
+            self._listening.shutdown()
+            self._listening.server_close()
+            self._listening.cut_all()
+            self._listening = None
+
+    def handle(self, handler: BaseHTTPRequestHandler) -> None:
+        """Take a request; of the proxy's own handler."""
+        length = int(handler.headers.get("Content-Length") or 0)
+        exchange = Exchange(
+            handler.command,
+            handler.path,
+            handler.rfile.read(length),
+            tuple(pair for pair in handler.headers.items() if pair[0].lower() not in _HOP_BY_HOP),
+            self._upstream,
+            handler,
+        )
+        self.requests.append(f"{handler.command} {handler.path}")
+        try:
+            self.fault(exchange)
+        except OSError:
+            # The client has gone, or the server: to whoever still waits it is a broken connection.
+            exchange.cut()
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.down()
+
+
+class _Listening(ThreadingHTTPServer):
+    """The proxy while it listens."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, proxy: FaultyProxy, port: int) -> None:
+        self._open: set[socket.socket] = set()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def __getattr__(self, name: str) -> Any:
+                # do_GET, do_POST, and whatever method else a client uses.
+                if name.startswith("do_"):
+                    return functools.partial(proxy.handle, self)
+                raise AttributeError(name)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", port), Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: clients that break off are what this is for."""
+
+    def cut_all(self) -> None:
+        """Break the connections that are open."""
+        for request in list(self._open):
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
