@@ -161,6 +161,15 @@ def test_status_lists_what_was_refused(store_uri):
     assert f"Run with id={UNKNOWN_RUN} not found" in refused[-1]
 
 
+def test_status_forgets_what_was_refused_when_it_is_told_to(store_uri):
+    """Then sync, which fails as long as something was refused, is content."""
+    train(store_uri, run_id=UNKNOWN_RUN)
+    assert 3 == mlpipeline("sync")[0]
+    assert "refused param" in mlpipeline("status", "--forget-refused")[1]
+    assert "nothing waits" in mlpipeline("status")[1]
+    assert 0 == mlpipeline("sync")[0]
+
+
 def test_status_answers_in_json(home, store_uri):
     """The same, for programs."""
     refused, waiting = train(store_uri, run_id=UNKNOWN_RUN), train(NOBODY)
@@ -181,7 +190,7 @@ def test_status_shows_no_password():
     for arguments in (["status"], ["status", "--json"], ["sync"], ["sync", "--json"]):
         _, out, error = mlpipeline(*arguments)
         assert "hunter2" not in out + error
-        assert "127.0.0.1:9" in out
+        assert "//127.0.0.1:9/mlflow" in out or "//me:***@127.0.0.1:9/mlflow" in out
 
 
 def test_an_unknown_command_is_refused():

@@ -81,10 +81,18 @@ def _print_sync(sent: DeliveryCounts, left: list[RunAccount], *, is_json: bool) 
 @click.command()
 @_journal_dir
 @_json
-def status(journal_dir: str | None, is_json: bool) -> None:
+@click.option("--forget-refused", is_flag=True, help="Delete the refused records, after showing them.")
+def status(journal_dir: str | None, is_json: bool, forget_refused: bool) -> None:
     """Show what waits, what was refused, and whether a courier is at work."""
     home = Home.at(journal_dir)
     found = accounts(home)
+    _show(home, found, is_json=is_json)
+    if forget_refused:
+        for account in found:
+            home.dead_file(account.uid).unlink(missing_ok=True)
+
+
+def _show(home: Home, found: list[RunAccount], *, is_json: bool) -> None:
     couriers = courier_reports(home)
     if is_json:
         content = {

@@ -336,15 +336,13 @@ class Home:
         return self.path / "done" / f"{uid}.json"
 
     def forget_done(self) -> None:
-        """Delete the records of runs that were done more than `DONE_KEPT_DAYS` ago."""
+        """Delete the records of runs that were done more than `DONE_KEPT_DAYS` ago, and dead letters."""
         oldest_s = time.time() - DONE_KEPT_DAYS * 86_400
-        folder = self.path / "done"
-        for name in os.listdir(folder):
-            try:
-                if (folder / name).stat().st_mtime < oldest_s:
-                    (folder / name).unlink()
-            except OSError:
-                continue
+        for folder in (self.path / "done", self.path / "dead"):
+            for name in os.listdir(folder):
+                with contextlib.suppress(OSError):
+                    if (folder / name).stat().st_mtime < oldest_s:
+                        (folder / name).unlink()
 
     def spooled_bytes(self) -> int:
         """Return how much waits in the spools of all runs."""
