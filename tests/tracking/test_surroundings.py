@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -477,3 +478,27 @@ def test_a_relative_uri_becomes_absolute(uri: Any, absolute: str) -> None:
 def test_a_uri_that_means_the_same_everywhere_stays(uri: str) -> None:
     """Nothing but relative files depends on the working directory."""
     assert uri == surroundings.absolute_uri(uri, Path("/there"))
+
+
+# ── who calls ────────────────────────────────────────────────────────────────────────────────────
+
+
+def calling(function):
+    """Call *function* from inside."""
+    return function()
+
+
+def test_a_call_is_found_on_the_stack_however_deep():
+    """By the function's name and its module's, both."""
+    found = lambda: surroundings.is_within("calling", __name__)  # noqa: E731
+    assert calling(lambda: calling(found))
+    assert not found()
+    assert not calling(lambda: surroundings.is_within("calling", "elsewhere"))
+
+
+def test_a_call_in_another_thread_is_not_ours():
+    """Every thread has a stack of its own."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(surroundings.is_within("calling", __name__)))
+    calling(lambda: (thread.start(), thread.join()))
+    assert [False] == found

@@ -8,6 +8,7 @@
     mlflow.set_tracking_uri(...)    ┐
     mlflow.set_experiment(...)      ├─ fluent_state (sys.modules) ► destination, run to attach to
     with mlflow.start_run():        ┘
+    who calls this training         ── is_within (the stack)
     working directory               ── default_tracking_uri ─────►  absolute URIs: the courier runs
                                        absolute_uri                 in another folder
 
@@ -28,6 +29,7 @@ from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import FrameType
 
 # ── who, what, from where ────────────────────────────────────────────────────────────────────────
 
@@ -238,6 +240,27 @@ def _loaded(module: str, name: str) -> Any:
 
 def _text(value: Any) -> str | None:
     return str(value) if value is not None else None
+
+
+# ── who calls ────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_within(function: str, module: str) -> bool:
+    """Whether a call of *function*, as *module* defines it, is on this thread's stack.
+
+    For frameworks that train on behalf of others and tell nobody, such as a search for its candidates:
+    the stack is also in their worker processes and threads, where no variable of ours arrives.
+
+    Args:
+        function: Its bare name.
+        module: ``__name__`` of the module that defines it.
+    """
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - inspect.stack() reads source files for the same answer
+    while frame is not None:
+        if frame.f_code.co_name == function and frame.f_globals.get("__name__") == module:
+            return True
+        frame = frame.f_back
+    return False
 
 
 # ── URIs that mean the same in every folder ──────────────────────────────────────────────────────
