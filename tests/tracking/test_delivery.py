@@ -282,6 +282,18 @@ def test_equal_values_in_one_millisecond_all_arrive(config: MLflowConfig, delive
     assert 50 == len(history(config, only_run(config), "loss"))
 
 
+def test_what_is_over_already_keeps_its_own_times(config: MLflowConfig, deliver: Deliver) -> None:
+    """A trial that a callback hears of when it has ended began and ended earlier."""
+    run = open_run(config, start_ms=1_000_000)
+    run.log_metrics({"loss": 0.5}, step=3, timestamp_ms=1_500_000)
+    run.end(end_ms=2_000_000)
+    deliver()
+    found = only_run(config)
+    (point,) = client_of(config).get_metric_history(found.info.run_id, "loss")
+    times = (found.info.start_time, point.timestamp, found.info.end_time)
+    assert (1_000_000, 1_500_000, 2_000_000) == times
+
+
 def test_a_destination_that_is_absent_keeps_everything_until_it_is_back(
     store_uri: str, deliver: Deliver, home: Path, tmp_path: Path
 ) -> None:

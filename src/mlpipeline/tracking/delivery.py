@@ -287,7 +287,8 @@ class RunDelivery:
             parcel.uploads.append({**content, "kind": frame.kind.name})
         elif frame.kind is Kind.END and reader.header and reader.header.get("role") == "opener":
             attempt = int(reader.header.get("attempt", 0))
-            parcel.ends.append({"attempt": attempt, "status": content["status"], "end_ms": at_ms})
+            end_ms = int(content.get("end_ms", at_ms))
+            parcel.ends.append({"attempt": attempt, "status": content["status"], "end_ms": end_ms})
 
     def _send(self, sink: MlflowSink, parcel: _Parcel) -> None:
         run_id = str(self.state.run_id)

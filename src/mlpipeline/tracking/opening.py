@@ -67,6 +67,7 @@ def open_run(
     tags: Mapping[str, Any] | None = None,
     uid: str | None = None,
     proposed_uid: str | None = None,
+    start_ms: int | None = None,
 ) -> Run:
     """Open a run and record its start; returns before anything has reached MLflow.
 
@@ -77,6 +78,7 @@ def open_run(
         tags: Tags of this run, over those of the configuration.
         uid: Our name of the run, to continue it; None makes a new one.
         proposed_uid: Our name of a new run, unless another process has taken it; see `attached_run`.
+        start_ms: When it began, in ms since 1970; None is now.
 
     Returns:
         The run; one that records nothing if the configuration says ``enabled=False``.
@@ -92,15 +94,16 @@ def open_run(
         return Run(config, "", {"role": "none"}, journal=None, home=None)
     cwd = Path.cwd()
     where = destination_of(config)
+    now_ms = time.time_ns() // 1_000_000
     header: dict[str, Any] = {
         "role": "opener",
-        "start_ms": time.time_ns() // 1_000_000,
+        "start_ms": now_ms if start_ms is None else start_ms,
+        "attempt": now_ms,
         "destination": asdict(where),
         "experiment": _experiment(config, cwd),
         "run_name": config.run_name,
         "run_id": config.run_id,
     }
-    header["attempt"] = header["start_ms"]
     if uid is not None:
         header["is_resumed"] = True
     if parent is not None:

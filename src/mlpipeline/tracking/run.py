@@ -182,13 +182,16 @@ class Run:
 
     # --- metrics ---------------------------------------------------------------------------------
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+    def log_metrics(
+        self, metrics: Mapping[str, Any], step: int | None = None, *, timestamp_ms: int | None = None
+    ) -> None:
         """Record one value per metric; returns in microseconds and survives ``kill -9``.
 
         Args:
             metrics: Names to numbers; anything ``float()`` takes, such as one-element tensors. Any
                 name is accepted: what MLflow would refuse is escaped, reversibly.
             step: Step of all of them; None counts each name on from its last step, starting at 0.
+            timestamp_ms: When they were measured, in ms since 1970; None is now.
 
         Raises:
             UnloggableError: A value is not a number, or is not finite and ``nonfinite="raise"``.
@@ -214,7 +217,9 @@ class Run:
         if step is not None and type(step) is not int:
             step = int(step)
         now_ms = time.time_ns() // 1_000_000
-        self._journal.append_metrics(picked, values, step, now_ms)  # type: ignore[union-attr]
+        self._journal.append_metrics(  # type: ignore[union-attr]
+            picked, values, step, now_ms if timestamp_ms is None else timestamp_ms
+        )
         if now_ms >= self._next_tick_ms:
             self._tick(now_ms)
 
@@ -684,7 +689,7 @@ class Run:
 
     # --- ending ----------------------------------------------------------------------------------
 
-    def end(self, status: str = "FINISHED") -> None:
+    def end(self, status: str = "FINISHED", *, end_ms: int | None = None) -> None:
         """End the run. Returns at once; what is recorded is delivered whether or not anybody waits.
 
         A run of another process, or one of the user's own that we only add to, is not ended: this
@@ -692,6 +697,7 @@ class Run:
 
         Args:
             status: FINISHED, FAILED or KILLED.
+            end_ms: When it ended, in ms since 1970; None is now.
         """
         if status not in STATUSES:
             raise UsageError(f"status {status!r} is unknown; accepted are {', '.join(STATUSES)}")
@@ -702,7 +708,8 @@ class Run:
                 return
             if self._journal is not None:
                 if self.owns_run:
-                    self._append(Kind.END, {"status": status}, is_synced=True)
+                    at = {} if end_ms is None else {"end_ms": end_ms}
+                    self._append(Kind.END, {"status": status, **at}, is_synced=True)
                 self._journal.close()
             self._status = status
         if self._journal is not None and self._journal.dropped:
