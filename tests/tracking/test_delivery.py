@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +21,7 @@ from mlpipeline import MLflowConfig
 from mlpipeline.tracking.account import account_of, dead_letters
 from mlpipeline.tracking.delivery import RunDelivery
 from mlpipeline.tracking.home import DONE_KEPT_DAYS, Home, _is_remote
-from mlpipeline.tracking.opening import attached_run, open_run
+from mlpipeline.tracking.opening import attached_run, open_child, open_run
 from mlpipeline.tracking.records import Kind
 from mlpipeline.tracking.sink import Destination, MlflowSink
 
@@ -259,6 +262,38 @@ def test_children_hang_under_their_parent(config: MLflowConfig, deliver: Deliver
         assert by_name["parent"].info.run_id == tag
 
 
+def test_one_of_many_children_is_like_its_parent(
+    store_uri: str, experiment: str, deliver: Deliver, home: Path
+) -> None:
+    """Its place, source and tags; and what is opened again under its name is the same run."""
+    config = MLflowConfig(
+        tracking_uri=store_uri, experiment_name=experiment, delivery="offline", tags={"team": "a"}
+    )
+    parent = open_run(config)
+    for step in range(2):
+        child = open_child(parent, "a-trial", name="7", start_ms=1_000_000, tags={"long": "x" * 6000, "n": 1})
+        assert not (home / "runs" / "a-trial" / "spool").exists(), "one more folder for each of thousands"
+        child.log_metrics({"loss": 0.5}, step=step)
+        child.end("KILLED", end_ms=2_000_000)
+        deliver()
+    child.resume()
+    child.log_text("hello", "hello.txt")
+    child.end("KILLED", end_ms=2_000_000)
+    parent.end()
+    deliver()
+    assert not list((home / "runs").iterdir())
+    of_parent, of_child = sorted(runs_of(config), key=lambda run: len(run.data.tags))
+    assert of_parent.info.run_id == of_child.data.tags["mlflow.parentRunId"]
+    source = {
+        key: text for key, text in of_parent.data.tags.items() if key.startswith(("mlflow.so", "mlflow.u"))
+    }
+    assert {**source, "team": "a", "n": "1", "long": "x" * 6000}.items() <= of_child.data.tags.items()
+    assert "mlflow.user" in source
+    assert ("7", "KILLED") == (of_child.info.run_name, of_child.info.status)
+    assert (1_000_000, 2_000_000) == (of_child.info.start_time, of_child.info.end_time)
+    assert [(0, 0.5), (1, 0.5)] == history(config, of_child, "loss")
+
+
 def test_nonfinite_values_follow_the_policy(config: MLflowConfig, deliver: Deliver) -> None:
     """By default they are stored as MLflow stores them, and the first bad step is tagged."""
     run = open_run(config)
@@ -335,6 +370,76 @@ def test_an_earlier_attempts_late_end_is_discarded(
     os.environ["MLPIPELINE_HOME"] = str(home)
     deliver()
     assert "FINISHED" == only_run(config).info.status
+
+
+SHARING = """
+import os, signal, sys
+from mlpipeline import MLflowConfig
+from mlpipeline.tracking.opening import open_run
+config = MLflowConfig(tracking_uri=sys.argv[1], experiment_name=sys.argv[2], delivery="offline")
+run = open_run(config, shared_uid="a-study")
+run.log_metrics({"loss": 0.5}, step=int(sys.argv[3]))
+print("open", flush=True)
+sys.stdin.readline()
+"""
+
+
+def share(config: MLflowConfig, step: int) -> subprocess.Popen[str]:
+    """Start a process that opens the run, records one step, and leaves when told to."""
+    command = [sys.executable, "-c", SHARING, str(config.tracking_uri), config.experiment_name, str(step)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "open" == process.stdout.readline().strip()
+    return process
+
+
+def leave(process: subprocess.Popen[str], *, is_killed: bool = False) -> None:
+    if is_killed:
+        process.kill()
+    process.communicate("\n", timeout=30)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("first", "second", "status"),
+    [(False, False, "FINISHED"), (True, False, "FINISHED"), (True, True, "KILLED")],
+)
+def test_a_shared_run_is_made_once_and_ends_with_the_last_process(
+    store_uri: str, experiment: str, deliver: Deliver, first: bool, second: bool, status: str
+) -> None:
+    """Whoever came first and whoever leaves first; a killed one does not speak for the others."""
+    config = MLflowConfig(tracking_uri=store_uri, experiment_name=experiment)
+    # The one that came last leaves first.
+    processes = [share(config, step) for step in (5, 2)]
+    deliver()
+    assert "RUNNING" == only_run(config).info.status
+    leave(processes[1], is_killed=first)
+    deliver()
+    assert "RUNNING" == only_run(config).info.status
+    leave(processes[0], is_killed=second)
+    deliver()
+    run = only_run(config)
+    assert status == run.info.status
+    assert [(2, 0.5), (5, 0.5)] == history(config, run, "loss")
+
+
+@pytest.mark.process
+def test_a_shared_run_goes_on_with_whoever_opens_it_again(
+    store_uri: str, experiment: str, deliver: Deliver, home: Path
+) -> None:
+    """From another home, too; and whoever is killed then is not spoken for by an end from before."""
+    config = MLflowConfig(tracking_uri=store_uri, experiment_name=experiment)
+    leave(share(config, 0))
+    leave(share(config, 1))
+    deliver()
+    assert "FINISHED" == only_run(config).info.status
+    shutil.rmtree(home)
+    leave(share(config, 2))
+    leave(share(config, 3), is_killed=True)
+    deliver()
+    run = only_run(config)
+    assert "KILLED" == run.info.status
+    assert [(step, 0.5) for step in range(4)] == history(config, run, "loss")
 
 
 @pytest.mark.parametrize("bad", ["../../escape", "/etc/passwd", "a/../../../b"])

@@ -9,10 +9,11 @@ tells the courier, and the run becomes KILLED.
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlpipeline.tracking import trainings
 
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from mlpipeline.tracking.run import Run
 
 _runs: dict[str, Run] = {}
-_SETTLED_AT_ONCE = 8
-_state = {"pid": os.getpid(), "is_armed": False}
+_SETTLE_EVERY_S = 0.5
+_SETTLED_AT_ONCE = 100
+_state: dict[str, Any] = {"pid": os.getpid(), "is_armed": False, "settled_s": 0.0}
 
 
 def watch(run: Run) -> None:
@@ -38,10 +40,14 @@ def watch(run: Run) -> None:
 
 def _settle_oldest() -> None:
     # A process that opens thousands of runs, such as a search, must not keep them all until its exit.
-    for run in list(_runs.values())[:_SETTLED_AT_ONCE]:
-        if run.is_ended and run.is_delivered():
-            run.tell()
-            forget(run)
+    # A look at one costs some 40 us, so only now and then; few are delivered ahead of older ones.
+    if (now_s := time.monotonic()) - _state["settled_s"] < _SETTLE_EVERY_S:
+        return
+    _state["settled_s"] = now_s
+    ended = (run for run in list(_runs.values()) if run.is_ended)
+    for run in itertools.takewhile(lambda run: run.is_delivered(), itertools.islice(ended, _SETTLED_AT_ONCE)):
+        run.tell()
+        forget(run)
 
 
 def forget(run: Run) -> None:

@@ -207,7 +207,8 @@ class RunDelivery:
             state.offsets.update({writer: list(position) for writer, position in parcel.positions.items()})
             state.uploads.extend(parcel.uploads)
             for end in parcel.ends:
-                if state.end is None or end["attempt"] >= state.end["attempt"]:
+                rank = "ms" if self._is_shared() else "attempt"
+                if state.end is None or end[rank] >= state.end[rank]:
                     state.end = end
             state.delivered += count
             state.dropped += parcel.dropped
@@ -224,15 +225,16 @@ class RunDelivery:
 
     def _read(self, limit_bytes: int) -> _Parcel:
         parcel = _Parcel()
-        # One attempt at a time, the earlier ones first: what they recorded first stands.
+        # One attempt at a time, the earlier ones first: what they recorded first stands. Those who share
+        # a run are at it at the same time, and none of them waits for another.
         by_attempt: dict[int, list[JournalReader]] = {}
         for reader in self._readers.values():
-            by_attempt.setdefault(_attempt(reader), []).append(reader)
+            by_attempt.setdefault(0 if self._is_shared() else _attempt(reader), []).append(reader)
         for attempt in sorted(by_attempt):
             for reader in by_attempt[attempt]:
                 self._read_one(parcel, reader, limit_bytes)
             if parcel.positions:
-                parcel.attempt = attempt
+                parcel.attempt = max(_attempt(reader) for reader in by_attempt[attempt])
                 parcel.is_resumed = any(
                     (reader.header or {}).get("is_resumed") for reader in by_attempt[attempt]
                 )
@@ -288,7 +290,9 @@ class RunDelivery:
         elif frame.kind is Kind.END and reader.header and reader.header.get("role") == "opener":
             attempt = int(reader.header.get("attempt", 0))
             end_ms = int(content.get("end_ms", at_ms))
-            parcel.ends.append({"attempt": attempt, "status": content["status"], "end_ms": end_ms})
+            parcel.ends.append(
+                {"attempt": attempt, "status": content["status"], "end_ms": end_ms, "ms": at_ms}
+            )
 
     def _send(self, sink: MlflowSink, parcel: _Parcel) -> None:
         run_id = str(self.state.run_id)
@@ -388,15 +392,18 @@ class RunDelivery:
         state = self.state
         if state.run_id is not None and attempt <= state.attempt:
             return
+        was_there = state.run_id is not None
         if state.run_id is None:
-            run = self._creation.run(sink, header, {**header.get("tags", {}), **self._parent_tags(header)})
+            tags = {**header.get("source", {}), **header.get("tags", {}), **self._parent_tags(header)}
+            run = self._creation.run(sink, header, tags)
+            was_there = run.data.tags.get(ATTEMPT_TAG) != str(attempt)
             with self._keeping():  # before its first use: after a crash the same id is found here
                 state.run_id, state.run_name = run.info.run_id, run.info.run_name
                 state.experiment_id, state.artifact_uri = run.info.experiment_id, run.info.artifact_uri
                 state.params = {key: _hash(value) for key, value in run.data.params.items()}
                 state.last_steps = sink.last_steps(run)
         is_opener = header.get("role") == "opener"
-        if is_opener and (state.attempt or header.get("run_id") or header.get("is_resumed")):
+        if is_opener and (was_there or header.get("is_resumed")):
             # The run was there before this attempt: it runs again.
             sink.set_tags(str(state.run_id), {ATTEMPT_TAG: str(attempt)})
             sink.set_status(str(state.run_id), "RUNNING")
@@ -433,9 +440,15 @@ class RunDelivery:
             return None
         newest = max(openers, key=_attempt)
         attempt = _attempt(newest)
-        if state.end is not None and state.end["attempt"] >= attempt:
+        if self._is_shared():
+            # The last one to leave speaks for all, if that was after the newest came.
+            if any(reader.is_alive() or reader.has_more() for reader in openers):
+                return None
+            if state.end is not None and state.end["ms"] >= attempt:
+                return {**state.end, "attempt": attempt}
+        elif state.end is not None and state.end["attempt"] >= attempt:
             return state.end
-        if newest.is_alive() or newest.has_more():
+        elif newest.is_alive() or newest.has_more():
             return None
         # Its lock is free and its journal has no end: the process was killed.
         end_ms = state.last_ms or int((newest.header or {}).get("start_ms", 0))
@@ -545,6 +558,8 @@ class RunDelivery:
             for folder in (self.folder.spool, self.folder.path):
                 try:
                     folder.rmdir()
+                except FileNotFoundError:
+                    continue  # no file was ever spooled
                 except OSError:
                     return
 
@@ -554,6 +569,9 @@ class RunDelivery:
             if self.state.problem != problem:
                 self.state.problem = problem
                 self._save()
+
+    def _is_shared(self) -> bool:
+        return any((reader.header or {}).get("is_shared") for reader in self._readers.values())
 
     def _header(self, up_to: int | None = None) -> dict[str, Any] | None:
         """Return the header of the newest opener, no newer than *up_to*; without an opener, of anybody."""

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -51,7 +52,10 @@ class SpoolPlace:
             return None
         folder = self._spool / secrets.token_hex(8)
         try:
-            os.makedirs(folder, mode=0o700)
+            for above in (self._spool.parent, self._spool):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(above, mode=0o700)
+            os.mkdir(folder, mode=0o700)
         except OSError as error:
             self._tell(error)
             return None

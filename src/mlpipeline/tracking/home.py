@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 DONE_KEPT_DAYS = 30
 
+_checked: set[Path] = set()
+"""Homes that this process has made or found to be its user's own."""
+
 
 def default_home(environ: Mapping[str, str] = os.environ) -> Path:
     """Return ``MLPIPELINE_HOME``, else the folder where this system keeps a user's state.
@@ -215,13 +218,14 @@ class RunFolder:
         return self.path / "spool"
 
     def create(self) -> None:
-        """Make the folder and its spool.
+        """Make the folder; the spool comes with the first file.
 
         Raises:
+            FileNotFoundError: The home is not there.
             OSError: The home cannot be written.
         """
-        for folder in (self.path, self.spool):
-            os.makedirs(folder, mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.path, mode=0o700)
 
     def writers(self) -> dict[str, list[int]]:
         """Return, per writer, the numbers of its segments, ascending."""
@@ -308,6 +312,12 @@ class Home:
                 )
             if stat.S_IMODE(os.stat(self.path).st_mode) & 0o077:
                 os.chmod(self.path, 0o700)
+        _checked.add(self.path)
+
+    def check(self) -> None:
+        """Do what `create` does, once per process."""
+        if self.path not in _checked:
+            self.create()
 
     def run(self, uid: str) -> RunFolder:
         """Return the folder of a run, whether or not it exists."""

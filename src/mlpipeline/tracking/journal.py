@@ -86,16 +86,24 @@ class JournalWriter:
         uid: Our name of the run.
         header: What the courier must know of the run; repeated at the start of every segment.
         segment_bytes: Size from which on a new segment is begun.
+        is_durable: Start and synced records wait until they would survive a power cut.
     """
 
     def __init__(
-        self, home: Home, uid: str, header: Mapping[str, Any], *, segment_bytes: int = SEGMENT_BYTES
+        self,
+        home: Home,
+        uid: str,
+        header: Mapping[str, Any],
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+        is_durable: bool = True,
     ) -> None:
         self.home = home
         self.folder: RunFolder = home.run(uid)
         self.dropped = 0
         self._header = dict(header)
         self._segment_bytes = segment_bytes
+        self._is_durable = is_durable
         self._told: set[str] = set()
         self._begin()
         _writers.add(self)
@@ -129,18 +137,19 @@ class JournalWriter:
         if self._is_closed or time.monotonic() < self._reopen_at_s:
             return False
         try:
+            self.home.check()
             for is_last_try in (False, False, True):
-                self.home.create()
-                self.folder.create()
                 try:
+                    self.folder.create()
                     # The lock comes first: a journal whose lock is free belongs to a dead writer.
                     liveness.acquire(self.folder.lock(self.name))
                     self._open_segment()
                     break
                 except FileNotFoundError:
-                    # The courier put the finished run away between two of these lines.
+                    # The courier put the finished run away between two of these lines, or the home is gone.
                     if is_last_try:
                         raise
+                    self.home.create()
         except (OSError, ConfigError) as error:
             self._reopen_at_s = time.monotonic() + _REOPEN_EVERY_S
             self._tell(f"cannot write the journal in {self.home.path}: {error}")
@@ -160,7 +169,8 @@ class JournalWriter:
         try:
             if os.write(descriptor, start) != len(start):
                 raise OSError("the disk is full")
-            os.fdatasync(descriptor) if hasattr(os, "fdatasync") else os.fsync(descriptor)
+            if self._is_durable:
+                os.fdatasync(descriptor) if hasattr(os, "fdatasync") else os.fsync(descriptor)
         except OSError:
             os.close(descriptor)
             path.unlink(missing_ok=True)
@@ -310,7 +320,7 @@ class JournalWriter:
 
     def sync(self) -> None:
         """Ask the kernel to put what was written onto the disk."""
-        if self._descriptor >= 0:
+        if self._descriptor >= 0 and self._is_durable:
             try:
                 os.fdatasync(self._descriptor) if hasattr(os, "fdatasync") else os.fsync(self._descriptor)
             except OSError as error:
@@ -342,6 +352,14 @@ class JournalWriter:
         """Tell whether the courier's acknowledged *offsets* cover all that was written here."""
         with self._lock:
             return self._segment == 0 or list(offsets.get(self.name, (0, 0))) >= [self._segment, self._size]
+
+    def has_company(self) -> bool:
+        """Tell whether another process that shares the run has it open, too."""
+        return bool(self._header.get("is_shared")) and any(
+            liveness.is_held(self.folder.lock(writer))
+            for writer in self.folder.writers()
+            if writer != self.name
+        )
 
     def _after_fork(self) -> None:
         if self._descriptor >= 0:

@@ -60,6 +60,7 @@ class Kind(IntEnum):
 
 
 _KINDS = {int(kind): kind for kind in Kind}
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,7 @@ def framed(body: bytes) -> bytes:
 
 def json_frame(sequence: int, kind: Kind, content: Mapping[str, Any]) -> bytes:
     """Return the frame of a JSON record."""
-    payload = json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=str)
-    return framed(_BODY_HEAD.pack(sequence, kind) + payload.encode("utf-8", "backslashreplace"))
+    return framed(_BODY_HEAD.pack(sequence, kind) + _to_json(content).encode("utf-8", "backslashreplace"))
 
 
 def key_set_id(names: Sequence[str]) -> bytes:

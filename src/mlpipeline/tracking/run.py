@@ -754,9 +754,12 @@ class Run:
         state = self._state()
         if state is None or state.uploads:
             return False
-        if self.owns_run and self._status is not None:
-            return state.is_ended and state.attempt >= int(self._header.get("attempt", 0))
         journal = self._journal
+        if self.owns_run and self._status is not None:
+            if state.is_ended and state.attempt >= int(self._header.get("attempt", 0)):
+                return True
+            if not (isinstance(journal, JournalWriter) and journal.has_company()):
+                return False  # nobody else has the run open, so its end is coming
         return not isinstance(journal, JournalWriter) or journal.is_acknowledged(state.offsets)
 
     def counts(self) -> DeliveryCounts:
