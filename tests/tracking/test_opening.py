@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -228,3 +229,19 @@ def test_a_name_outside_of_the_artifacts_raises_where_it_was_given(bad: str) -> 
     with pytest.raises(UnloggableError, match="below the run's artifacts"):
         run.log_text("x", bad)
     run.end()
+
+
+def test_a_child_is_recorded_where_its_parent_is_and_has_its_source(
+    store_uri: str, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also in a worker process that was started with another environment, by another program."""
+    parent = open_run(MLflowConfig(tracking_uri=store_uri, delivery="offline"))
+    handed = pickle.loads(pickle.dumps(parent))
+    monkeypatch.setenv("MLPIPELINE_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(sys, "argv", ["worker.py"])
+    child = open_run(MLflowConfig(), parent=handed)
+    assert (home / "runs" / child.uid).exists()
+    assert not (tmp_path / "elsewhere").exists()
+    assert parent._header["source"] == child._header["source"]
+    for run in (child, handed, parent):
+        run.end()

@@ -125,7 +125,7 @@ def open_run(
         # One tag that MLflow refuses would refuse the run: those are set one by one, under a name it takes.
         late = {key: value for key, value in run_tags.items() if not _is_plain_tag(key, value)}
         plain = {key: value for key, value in run_tags.items() if key not in late}
-        header["source"], header["tags"] = surroundings.source_tags(os.environ), plain
+        header["source"], header["tags"] = _source_of(parent), plain
     uid = uid or shared_uid
     if _recording:
         run = _watched(Run(config, uid or new_uid(), header, journal=_recording[-1], home=None))
@@ -186,7 +186,7 @@ def open_child(
         "parent": {"uid": parent.uid},
         "tags": plain,
     }
-    home = parent._home  # noqa: SLF001
+    home = parent.home
     if home is None:
         run = Run(config, uid, header, journal=_recording[-1] if _recording else None, home=None)
         run.set_tags(run_tags)
@@ -212,6 +212,9 @@ def _beside(config: MLflowConfig, parent: Run) -> MLflowConfig:
         for name in ("journal_dir", "delivery")
         if name in theirs.given and name not in config.given
     }
+    if "journal_dir" not in config.given and parent.home is not None:
+        # Handed to a process with another environment, the parent still has its own.
+        options["journal_dir"] = str(parent.home.path)
     if "tracking_uri" not in config.given and parent.is_enabled:
         options["tracking_uri"] = theirs.tracking_uri or parent.destination.tracking_uri
         names_experiment = {"experiment_name", "experiment_id"} & config.given
@@ -223,6 +226,12 @@ def _beside(config: MLflowConfig, parent: Run) -> MLflowConfig:
             ):
                 options[name] = getattr(theirs, name)
     return config.replace(**options) if options else config
+
+
+def _source_of(parent: Run | str | None) -> dict[str, str]:
+    """Return who runs what: for a child what it was for its parent, which no worker process knows better."""
+    theirs = parent._header.get("source") if isinstance(parent, Run) else None  # noqa: SLF001 - no public name
+    return theirs or surroundings.source_tags(os.environ)
 
 
 def _watched(run: Run) -> Run:

@@ -137,6 +137,11 @@ class Run:
         return state.run_name if state else None
 
     @property
+    def home(self) -> Home | None:
+        """The journal home; None where nothing is to be delivered."""
+        return self._home
+
+    @property
     def is_enabled(self) -> bool:
         """Whether anything is recorded at all."""
         return self._journal is not None
