@@ -27,25 +27,56 @@ class Description:
 
 
 def describe(data: Any) -> Description:
-    """Return the identity and shape of a DataFrame, an array, a tensor, or of None.
+    """Return the identity and shape of a DataFrame, Series, array, sparse matrix, tensor, list, or of None.
 
     What is none of these is described by its class and length only.
     """
+    if hasattr(data, "to_frame") and hasattr(data, "dtype"):
+        data = data.to_frame()
     if hasattr(data, "dtypes") and hasattr(data, "columns"):
         return _frame(data)
     if hasattr(data, "detach") and hasattr(data, "cpu"):
         data = data.detach().cpu().numpy()
+    if hasattr(data, "tocsr"):
+        rows = data.tocsr()
+        return _described(data, rows.data, rows.indices, rows.indptr)
+    if isinstance(data, (list, tuple)):
+        data = _array(data)
     if hasattr(data, "tobytes") and hasattr(data, "shape"):
-        digest = blake2b(f"{data.dtype}{data.shape}".encode(), digest_size=16)
-        digest.update(data.tobytes())
-        return Description(
-            digest.hexdigest(), None, {"num_rows": len(data) if data.shape else 1, "shape": list(data.shape)}
-        )
+        return _described(data, data)
     rows = len(data) if hasattr(data, "__len__") else None
     text = f"{type(data).__module__}.{type(data).__qualname__}:{rows}"
     return Description(
         blake2b(text.encode(), digest_size=16).hexdigest(), None, {} if rows is None else {"num_rows": rows}
     )
+
+
+def _described(data: Any, *arrays: Any) -> Description:
+    digest = blake2b(f"{data.dtype}{data.shape}".encode(), digest_size=16)
+    for array in arrays:
+        if array.dtype.kind == "O":
+            # Its bytes are addresses, other ones in every process.
+            for item in array.flat:
+                digest.update(repr(item).encode("utf-8", "backslashreplace") + b"\0")
+        else:
+            digest.update(array.tobytes())
+    rows = data.shape[0] if data.shape else 1
+    return Description(digest.hexdigest(), None, {"num_rows": int(rows), "shape": list(data.shape)})
+
+
+def _array(items: list[Any] | tuple[Any, ...]) -> Any:
+    import numpy as np
+
+    try:
+        array = np.asarray(items)
+    except ValueError:  # rows of different lengths
+        array = None
+    if array is not None and array.dtype.kind in "biufc":
+        return array
+    # As a text array, each item would take the room of the longest.
+    array = np.empty(len(items), dtype=object)
+    array[:] = items
+    return array
 
 
 def _frame(data: Any) -> Description:
