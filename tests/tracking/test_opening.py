@@ -245,3 +245,21 @@ def test_a_child_is_recorded_where_its_parent_is_and_has_its_source(
     assert parent._header["source"] == child._header["source"]
     for run in (child, handed, parent):
         run.end()
+
+
+def test_a_pickled_run_knows_its_id_where_nothing_else_does(
+    store_uri: str, home: Path, deliver: Deliver
+) -> None:
+    """On another machine there is no journal home to ask: it says what was known, and never waits."""
+    run = open_run(MLflowConfig(tracking_uri=store_uri, delivery="offline"))
+    early = pickle.dumps(run)
+    run.end()
+    deliver()
+    late = pickle.dumps(run)
+    home.rename(home.with_name("another machine"))
+    (stored,) = MlflowClient(store_uri).search_runs(["0", "1"])
+    assert stored.info.run_id == pickle.loads(late).run_id
+    unknowing = pickle.loads(early)
+    unknowing.config = unknowing.config.replace(delivery="auto")  # whose courier would be waited for
+    assert (f"local-{run.uid}", None) == (unknowing.run_id, unknowing.model_uri)
+    assert not home.exists()

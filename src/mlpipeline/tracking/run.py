@@ -165,11 +165,12 @@ class Run:
         stays, and every function and command of this package resolves it.
         """
         if self._run_id is None and self._home is not None:
-            self._dispatch().wait(
-                lambda: self._known_id() is not None,
-                destination=self._destination_key(),
-                patience_s=self.config.connect_timeout_s,
-            )
+            if not self._is_traceless():
+                self._dispatch().wait(
+                    lambda: self._known_id() is not None,
+                    destination=self._destination_key(),
+                    patience_s=self.config.connect_timeout_s,
+                )
             self._run_id = self._known_id() or f"{LOCAL_PREFIX}{self.uid}"
             if self._run_id.startswith(LOCAL_PREFIX):
                 self._tell_problem()
@@ -180,6 +181,12 @@ class Run:
         """MLflow's id of the experiment; None as long as it is not known."""
         state = self._state()
         return state.experiment_id if state else None
+
+    def _is_traceless(self) -> bool:
+        """Whether this is a handle from another machine, or an old one: nobody here will ever hear more."""
+        if self._home is None or self._header.get("role") != "attached":
+            return False
+        return not self._home.run(self.uid).path.exists() and self._home.done_state(self.uid) is None
 
     def _known_id(self) -> str | None:
         state = self._state()
@@ -614,7 +621,7 @@ class Run:
     def _model_state(self, is_met: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
         # Of a run that another process opened, the courier knows the models, and we do not.
         is_attached = self._header.get("role") == "attached"
-        if self._home is None or not (self._models or is_attached):
+        if self._home is None or not (self._models or is_attached) or self._is_traceless():
             return None
         uid = self._models[-1]["uid"] if self._models else None
 
@@ -860,6 +867,7 @@ class Run:
             "header": self._header,
             "home": self._home,
             "step": self.step,
+            "run_id": self._run_id or self._known_id(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -868,6 +876,7 @@ class Run:
         journal = JournalWriter(home, state["uid"], header) if home is not None else None
         Run.__init__(self, state["config"], state["uid"], header, journal=journal, home=home)
         self.step = state["step"]
+        self._run_id = state["run_id"]
 
     def __repr__(self) -> str:
         status = self._status or ("RUNNING" if self.is_enabled else "disabled")
