@@ -100,15 +100,11 @@ class Recorded:
             uid: Our name of a run to continue, from a checkpoint.
             is_continued: The last training's run goes on.
         """
-        me = threading.current_thread()
-        if self._user is not None and self._user is not me and self._user.is_alive():
-            raise UsageError(
-                "one MLflowCallback records one training at a time; give each thread's training an instance of its own"
-            )
+        self._check_thread()
         if self._training is not None:
             # The last training raised, and its framework tells nobody.
             self._training.abandon()
-        self._user = me
+        self._user = threading.current_thread()
         if self._given_run is not None:
             self._run = self._given_run
         elif is_continued and self._run is not None:
@@ -122,6 +118,13 @@ class Recorded:
         if self._params:
             self._run.log_params(self._params)
         return self._run
+
+    def _check_thread(self) -> None:
+        """Raise where another thread's training is being recorded; what is known of that is not touched yet."""
+        if self._user is not None and self._user is not threading.current_thread() and self._user.is_alive():
+            raise UsageError(
+                "one MLflowCallback records one training at a time; give each thread's training an instance of its own"
+            )
 
     def _stand_by(self) -> None:
         """Take part in a training that another process records: `run` takes everything and keeps nothing."""
