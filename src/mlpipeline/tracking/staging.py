@@ -360,7 +360,7 @@ def _signature(flavor: Flavor, model: Any, example: Any) -> ModelSignature:
     width = max(1, _cells(flavor.example(model, example, 1)))
     shown = flavor.example(model, example, max(1, min(SIGNATURE_ROWS, SIGNATURE_CELLS // width)))
     inputs = _schema(shown)
-    if isinstance(example, pd.DataFrame):
+    if isinstance(example, pd.DataFrame) and isinstance(shown, pd.DataFrame):
         missing = example.isna().any()
         inputs = Schema(
             [
@@ -604,7 +604,7 @@ def _quiet(flavor: str) -> Iterator[None]:
     def others(record: logging.LogRecord) -> bool:
         return threading.get_ident() != thread or record.levelno >= logging.ERROR
 
-    names = (f"mlflow.{flavor}", *_MLFLOW_LOGGERS)
+    names = (f"mlflow.{flavor}", f"mlflow.{flavor}.save", *_MLFLOW_LOGGERS)
     loggers = [logging.getLogger(name) for name in names]
     for logger in loggers:
         logger.addFilter(others)
