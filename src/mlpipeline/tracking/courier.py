@@ -359,8 +359,7 @@ class Courier:
         """Take note that something was delivered."""
         self._progress += 1
         if self.owns_process and self._mode == "process" and self._moves == 0:
-            with contextlib.suppress(OSError):
-                os.nice(_NICENESS)
+            _be_nice()
         self._moves += 1
 
     # --- the loop --------------------------------------------------------------------------------
@@ -537,6 +536,19 @@ class Courier:
                 replace_file(self._post.report, content)
             except OSError as error:
                 logger.warning("cannot report progress: %s", error)
+
+
+def _be_nice() -> None:
+    """Lower the priority of every thread there is, those that they start inherit it."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        # Linux keeps it per thread, whatever POSIX says of processes: setpriority(2), "C library/kernel differences".
+        threads = [int(name) for name in os.listdir("/proc/self/task")]
+    except OSError:
+        threads = [0]
+    for thread in threads:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, min(own + _NICENESS, 19))
 
 
 def _is_fresh(path: Path, age_s: float) -> bool:
