@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -338,6 +339,16 @@ def test_a_given_signature_is_stored_and_none_stores_none(pipeline, iris, tmp_pa
     stage_model(pipeline, tmp_path / "none", signature=None, input_example=iris[0], log_input_example=True)
     assert mine == mlflow.models.Model.load(str(tmp_path / "mine")).signature
     assert "signature" not in _mlmodel(tmp_path / "none")
+
+
+def test_without_data_the_model_is_asked_for_its_signature(pipeline, tmp_path, told):
+    """Where it knows none there is none, silently; where asking fails, the model is staged all the same."""
+    mine = mlflow.models.infer_signature(np.ones((1, 4)))
+    assert signature_for(sklearn_flavor, pipeline, None) is None
+    assert [] == told()
+    assert mine == signature_for(replace(sklearn_flavor, signature=lambda model: mine), pipeline, None)
+    assert signature_for(replace(sklearn_flavor, signature=lambda model: 1 / 0), pipeline, None) is None
+    assert ["No signature for Pipeline: ZeroDivisionError: division by zero"] == told()
 
 
 # Flavors

@@ -498,7 +498,8 @@ class Run:
             model: A model of a framework this package knows; it is not changed.
             name: The LoggedModel's name.
             input_example: A few rows of input; the signature is inferred from it.
-            signature: An MLflow signature; "auto" infers it from the example, None leaves it out.
+            signature: An MLflow signature; "auto" infers it from the example, or without one asks the model
+                (XGBoost's boosters know), None leaves it out.
             step: Step of the training at which the model stood; None is the run's current one.
             register_as: Name to register it under; None follows the configuration, "" does not register.
             params: Params of the LoggedModel.

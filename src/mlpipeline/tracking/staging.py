@@ -127,6 +127,10 @@ def _only_itself(model: Any) -> Iterable[Any]:
     return (model,)
 
 
+def _unknown(model: Any) -> None:  # noqa: ARG001 - as the others of its kind
+    return None
+
+
 @dataclass(frozen=True)
 class Flavor:
     """What a framework file says about its models.
@@ -140,6 +144,8 @@ class Flavor:
             model has no output. The model stays as it was.
         example: Turns data into an example of at most the given number of rows, in a form that
             MLflow accepts and ``predict`` understands.
+        signature: What a model itself knows of its inputs and outputs, where no data is at hand;
+            ``None`` if that is not enough for a signature. The model stays as it was.
         parts: Everything inside a model whose class may come from another package.
         roots: Import names that ``distributions`` already answer for. An import name that differs
             from its distribution's name is otherwise looked up, which costs 0.4 s once.
@@ -152,6 +158,7 @@ class Flavor:
     save: Callable[[SaveRequest], str]
     predict: Callable[[Any, Any], Any]
     example: Callable[[Any, Any, int], Any] = first_rows
+    signature: Callable[[Any], ModelSignature | None] = _unknown
     parts: Callable[[Any], Iterable[Any]] = _only_itself
     roots: frozenset[str] = frozenset()
     trusted_types: frozenset[str] = frozenset()
@@ -327,7 +334,7 @@ def _write_requirements(folder: Path, requirements: Sequence[str]) -> None:
 
 
 def signature_for(flavor: Flavor, model: Any, example: Any) -> ModelSignature | None:
-    """Infer a model's signature from a bounded slice of data.
+    """Infer a model's signature from a bounded slice of data, or without data from the model itself.
 
     At most 100 rows and 10 000 cells are looked at (but one row at least). Whether a column may
     miss values is then asked of the whole frame, which is vectorised and cheap.
@@ -338,14 +345,15 @@ def signature_for(flavor: Flavor, model: Any, example: Any) -> ModelSignature | 
     Args:
         flavor: The model's flavor.
         model: The fitted model; it stays as it was.
-        example: Data that the model takes, of any length.
+        example: Data that the model takes, of any length; ``None`` asks the model.
 
     Returns:
-        The signature, or ``None`` after one warning that names the cause. Never raises.
+        The signature; ``None`` if the model does not know it, or after one warning that names the
+        cause. Never raises.
     """
     try:
         with _quiet(flavor.name):
-            return _signature(flavor, model, example)
+            return flavor.signature(model) if example is None else _signature(flavor, model, example)
     # Whatever a model does on data it may not have been made for, it costs a signature, not a run.
     except Exception as cause:  # noqa: BLE001
         _logger.warning("No signature for %s: %s: %s", type(model).__name__, type(cause).__name__, cause)
@@ -494,7 +502,8 @@ def stage_model(
         input_example: Data that the model takes, for the signature; a frame of any length will do.
         log_input_example: Store the first 5 rows of ``input_example`` with the model. They may be
             personal data, so by default nothing of them is kept.
-        signature: ``"auto"`` infers one from ``input_example`` if there is one; ``None`` stores none.
+        signature: ``"auto"`` infers one from ``input_example``, or without one asks the model;
+            ``None`` stores none.
         serialization: A format that the model's flavor knows, or ``"auto"`` for the safest one that
             can hold the model.
         requirements: Lines for ``requirements.txt``, used as they are; ``None`` pins what is
@@ -514,7 +523,7 @@ def stage_model(
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty; stage each model into a folder of its own.")
     if signature == "auto":
-        signature = None if input_example is None else signature_for(flavor, model, input_example)
+        signature = signature_for(flavor, model, input_example)
     pins = pinned_requirements(flavor, model) if requirements is None else None
     request = SaveRequest(
         model=model,
