@@ -1,16 +1,354 @@
-"""What mlpipeline knows about XGBoost: how its models are saved."""
+"""XGBoost: ``xgb.train(..., callbacks=[MLflowCallback()])`` records the training in MLflow.
+
+::
+
+    before_training ─► MLflowCallback ─► Run          hyperparameters as XGBoost has filled them in
+    after_iteration ─►                   log_metrics  every value of the round, in one call
+    after_training  ─►                   best values, importance, the model cut at its best iteration
+
+XGBoost calls no callback when a training raises; `mlpipeline.tracking.trainings` then ends the run.
+Callbacks are given the booster and the history, but no data, so what a model is called with is told
+by the booster itself: `flavor` makes the signature from it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import math
+from typing import TYPE_CHECKING, Any
 
-from mlpipeline.core.errors import MissingExtraError, UnloggableError
+from mlpipeline.core.errors import MissingExtraError, UnloggableError, UsageError
+from mlpipeline.tracking import charts, trainings
+from mlpipeline.tracking.recorded import Recorded, unharmed
 from mlpipeline.tracking.staging import Flavor, SaveRequest, first_rows
+from mlpipeline.tracking.surroundings import is_within
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from mlflow.models import ModelSignature
+
+    from mlpipeline.tracking.run import Run
 
 try:
+    import numpy as np
     import xgboost
 except ImportError as missing:
     raise MissingExtraError("xgboost", "xgboost") from missing
+
+IMPORTANCE_TYPES = ("weight", "gain", "cover", "total_gain", "total_cover")
+
+# XGBoost's own metrics. What is not among them may have any direction.
+_MAXIMIZED = frozenset(("auc", "aucpr", "pre", "map", "ndcg", "interval-regression-accuracy"))
+_MINIMIZED = frozenset(
+    (
+        *("rmse", "rmsle", "mae", "mape", "mphe", "logloss", "error", "merror", "mlogloss"),
+        *("poisson-nloglik", "gamma-nloglik", "gamma-deviance", "tweedie-nloglik"),
+        *("cox-nloglik", "aft-nloglik", "quantile", "expectile"),
+    )
+)
+# Of XGBoost's configuration, what is no choice of anybody's.
+_INTERNAL = frozenset(
+    (
+        *("boost_from_average", "debug_synchronize", "disable_default_eval_metric"),
+        *("fail_on_invalid_gpu_id", "max_cached_hist_node", "num_trees", "seed_per_iteration"),
+        *("updater_seq", "validate_parameters"),
+    )
+)
+# How scikit-learn trains a candidate, or a fold.
+_VALIDATION = "sklearn.model_selection._validation"
+_FITTING = ("_fit_and_score", "_fit_and_predict")
+
+
+class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
+    """Records an XGBoost training, or an ``xgb.cv``, as one MLflow run.
+
+    Put it first among the callbacks: XGBoost skips those behind one that stops the training, for the
+    round in which it does. That round's values are recorded all the same, at the end.
+
+    XGBoost tells nobody when a training raises. The run then ends FAILED or KILLED at the next
+    training, when the callback is collected, after the notebook cell or at exit; ``with callback:``
+    around the training ends it at once. Nothing here waits for MLflow.
+
+    Args:
+        config: An `MLflowConfig`, a mapping of its options, or a YAML file's path; None is the default.
+        run: A run to record into, which this callback then never ends.
+        parent: A run, or its id, under which the run is nested.
+        params: Extra hyperparameters; they win over those found in the training.
+        importance_types: Which feature importances to record, of ``weight``, ``gain``, ``cover``,
+            ``total_gain`` and ``total_cover``.
+        **overrides: `MLflowConfig` options that win over *config*.
+    """
+
+    def __init__(
+        self,
+        config: Any = None,
+        *,
+        run: Run | None = None,
+        parent: Run | str | None = None,
+        params: Mapping[str, Any] | None = None,
+        importance_types: str | Sequence[str] = ("weight", "gain"),
+        **overrides: Any,
+    ) -> None:
+        super().__init__(config, run=run, parent=parent, params=params, **overrides)
+        kinds = (importance_types,) if isinstance(importance_types, str) else tuple(importance_types)
+        if unknown := [kind for kind in kinds if kind not in IMPORTANCE_TYPES]:
+            raise UsageError(
+                f"importance_types has {unknown[0]!r}; accepted are {', '.join(IMPORTANCE_TYPES)}, or () for none"
+            )
+        self._importance_types = kinds
+        self._reset()
+
+    def _reset(self) -> None:
+        self._is_recording = self._is_fold = self._has_metrics = False
+        # What the booster had before: rounds, and findings of an earlier early stopping.
+        self._first = 0
+        self._stopping: tuple[str | None, str | None] = (None, None)
+        # XGBoost's own history, how long it was when we last saw it, and the last rounds of ours.
+        self._history: Mapping[str, Mapping[str, list[Any]]] = {}
+        self._values = 0
+        self._seen = self._recorded = -1
+
+    # --- hooks ----------------------------------------------------------------------------------------
+
+    def before_training(self, model: Any) -> Any:
+        """Open the run and record what the training is configured with."""
+        is_fold = any(is_within(name, _VALIDATION) for name in _FITTING)
+        run = self._enter(is_fold)
+        self._reset()
+        if run is None:
+            return model
+        self._is_recording, self._is_fold = True, is_fold
+        self._first, self._stopping = model.num_boosted_rounds(), _stopping(model)
+        with unharmed("hyperparameters"):
+            self._log_params(run, found := hyperparameters(model))
+            self._has_metrics = "eval_metric" in found
+        return model
+
+    def before_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        """Keep hold of the history, which grows also when XGBoost skips `after_iteration`."""
+        self._history = evals_log
+        return False
+
+    def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+        """Record the round."""
+        if not self._is_recording:
+            return False
+        if "" in evals_log:
+            raise UsageError("an eval set has the name ''; name each: evals=[(dtrain, 'train')]")
+        self._seen, self._values = epoch, _count(evals_log)
+        every = self._rules.log_every_n_steps
+        if every is None or (self._first + epoch + 1) % every == 0:
+            self._record_round(epoch)
+        return False
+
+    def after_training(self, model: Any) -> Any:
+        """Record what came of the training, log the model, and end the run."""
+        run = self._run
+        if not self._is_recording or run is None:
+            return model
+        last = self._seen + (_count(self._history) > self._values)
+        if last > self._recorded:
+            self._record_round(last)
+        run.step = max(self._first + last, 0)
+        if not self._has_metrics:
+            with unharmed("hyperparameters"):  # the objective's own metric, chosen in the first round
+                found = hyperparameters(model)
+                self._log_params(run, {name: found[name] for name in ("eval_metric",) if name in found})
+        best = self._best_iteration(model)
+        with unharmed("the best values"):
+            self._log_best(run, model, best, rounds=last + 1)
+        if isinstance(model, xgboost.Booster) and run.is_enabled and not self._is_fold:
+            with unharmed("the model"):
+                self._log_model(run, model, best)
+        self._close()
+        self._history = {}
+        return model
+
+    # --- the run --------------------------------------------------------------------------------------
+
+    def _enter(self, is_fold: bool) -> Run | None:
+        parent = self._given_run or self._parent or trainings.enclosing()
+        if xgboost.collective.get_rank() != 0 or (is_fold and parent is None):
+            self._stand_by()
+            return None
+        if is_fold:
+            # We are a clone: its many siblings share a parent, but no run.
+            self._given_run, self._parent = None, parent
+        return self._open()
+
+    def _log_params(self, run: Run, found: Mapping[str, Any]) -> None:
+        run.log_params({name: value for name, value in found.items() if name not in self._params})
+
+    def _record_round(self, epoch: int) -> None:
+        metrics: dict[str, float] = {}
+        for name, _, curve in _curves(self._history, epoch + 1):
+            if isinstance(curve[-1], tuple):
+                metrics[f"{name}-mean"], metrics[f"{name}-std"] = curve[-1]
+            else:
+                metrics[name] = curve[-1]
+        if self._run is not None and metrics:
+            self._run.step = self._first + epoch
+            self._record(metrics, self._first + epoch)
+        self._recorded = epoch
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    def _best_iteration(self, model: Any) -> int | None:
+        """Return what early stopping found; None without it.
+
+        A booster that is trained on carries what an earlier training's early stopping left in it.
+        """
+        found = _stopping(model)
+        return int(found[0]) if found[0] is not None and found != self._stopping else None
+
+    def _log_best(self, run: Run, model: Any, best: int | None, rounds: int) -> None:
+        last = max(self._first + rounds - 1, 0)
+        facts: dict[str, float] = {"num_boosted_rounds": model.num_boosted_rounds()}
+        score = None
+        if best is not None:
+            score = float(model.attr("best_score"))
+            facts |= {"best_iteration": best, "best_score": score, "stopped_iteration": last}
+        found = {last: facts}
+        for name, metric, curve in _curves(self._history, rounds):
+            is_cv = isinstance(curve[0], tuple)
+            scores = [mean for mean, _ in curve] if is_cv else curve
+            at = _best_of(metric, scores)
+            if at is None and best is not None and score in scores[best - self._first :][:1]:
+                at = best - self._first  # early stopping knows the direction of a metric that we do not
+            if at is not None:
+                key = f"best_{name}-mean" if is_cv else f"best_{name}"
+                found.setdefault(self._first + at, {})[key] = scores[at]
+        for step, metrics in sorted(found.items()):
+            run.log_metrics(metrics, step)
+
+    def _log_model(self, run: Run, booster: Any, best: int | None) -> None:
+        is_linear = _config(booster)["gradient_booster"]["name"] == "gblinear"
+        if best is not None and best + 1 < booster.num_boosted_rounds() and not is_linear:
+            booster = booster[: best + 1]
+        for kind in self._importance_types:
+            if is_linear and kind != "weight":
+                continue  # it has no other
+            with unharmed(f"the feature importance {kind}"):
+                scores = booster.get_score(importance_type=kind)
+                run.log_dict(scores, f"feature_importance_{kind}.json")
+                run.log_text(
+                    charts.bars(f"feature importance ({kind})", _flat(scores)),
+                    f"feature_importance_{kind}.svg",
+                )
+        weights = "last" if best is None else "best iteration"
+        run.log_model(booster, tags={"mlpipeline.weights": weights}, step=best)
+
+
+# --- what XGBoost says ------------------------------------------------------------------------------------
+
+
+def hyperparameters(model: Any) -> dict[str, Any]:
+    """Return the values that XGBoost trains with, its defaults included, under its own short names.
+
+    Args:
+        model: A booster, or what ``xgb.cv`` gives to callbacks.
+    """
+    found: dict[str, Any] = {}
+    if folds := getattr(model, "cvfolds", None):
+        sizes = {"train": folds[0].dtrain.num_row(), "test": folds[0].dtest.num_row()}
+        found = {"nfold": len(folds), "data": {name: {"rows": rows} for name, rows in sizes.items()}}
+        model = folds[0].bst
+    learner = _config(model)
+    internal = _INTERNAL
+    if learner["learner_model_param"].get("boost_from_average") != "0":
+        internal |= {"base_score"}  # estimated from the data, in the first round
+    for group in _groups(learner):
+        for name, text in group.items():
+            if name not in internal and isinstance(text, str) and text not in ("", "()"):
+                found.setdefault(name, _value(text))
+    if metrics := [metric["name"] for metric in learner.get("metrics", ())]:
+        found["eval_metric"] = metrics[0] if len(metrics) == 1 else metrics
+    return found
+
+
+def _config(booster: Any) -> dict[str, Any]:
+    learner: dict[str, Any] = json.loads(booster.save_config())["learner"]
+    return learner
+
+
+def _groups(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield every group of parameters, however deep; what is between them is structure."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            if key.endswith("_param"):
+                yield value
+            yield from _groups(value)
+        elif isinstance(value, list):
+            for item in value:
+                yield from _groups(item) if isinstance(item, dict) else ()
+
+
+def _value(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    if isinstance(value, list):
+        return _shortest(value[0]) if len(value) == 1 else [_shortest(item) for item in value]
+    return _shortest(value)
+
+
+def _shortest(value: Any) -> Any:
+    """Turn 0.300000012, which is how XGBoost prints a float32, back into 0.3."""
+    if not isinstance(value, float):
+        return value
+    narrow = np.float32(value)
+    return float(str(narrow)) if float(f"{narrow:.9g}") == value else value
+
+
+def _stopping(model: Any) -> tuple[str | None, str | None]:
+    return model.attr("best_iteration"), model.attr("best_score")
+
+
+def _count(history: Mapping[str, Mapping[str, list[Any]]]) -> int:
+    return sum(len(values) for metrics in history.values() for values in metrics.values())
+
+
+def _curves(
+    history: Mapping[str, Mapping[str, list[Any]]], rounds: int
+) -> Iterator[tuple[str, str, list[Any]]]:
+    """Yield each curve's name, its metric and its values.
+
+    XGBoost puts what has one name into one list: two eval sets of one name, a metric of the user's own
+    and the default metric. The second of a round becomes ``<name>.2``.
+    """
+    for data, metrics in history.items():
+        for metric, values in metrics.items():
+            if len(values) <= rounds:
+                yield f"{data}-{metric}", metric, values
+                continue
+            count = len(values) // rounds
+            for place in range(count):
+                number = f".{place + 1}" if place else ""
+                yield f"{data}-{metric}{number}", metric, values[place::count]
+
+
+def _best_of(metric: str, curve: list[float]) -> int | None:
+    """Return the round of the best value; None if the metric's direction is not known, or no value is a number."""
+    base = metric.partition("@")[0].rstrip("-")  # ndcg@3, map@5-, ndcg-, error@0.7
+    best = max if base in _MAXIMIZED else min if base in _MINIMIZED else None
+    numbers = [index for index, value in enumerate(curve) if not math.isnan(value)]
+    return best(numbers, key=curve.__getitem__) if best is not None and numbers else None
+
+
+def _flat(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Give the scores that a linear model has per class a name each."""
+    flat: dict[str, float] = {}
+    for name, score in scores.items():
+        if isinstance(score, list):
+            flat |= {f"{name} [{index}]": value for index, value in enumerate(score)}
+        else:
+            flat[name] = score
+    return flat
+
+
+# --- models -----------------------------------------------------------------------------------------------
 
 
 def _save(request: SaveRequest) -> str:
@@ -33,7 +371,6 @@ def _example(model: Any, data: Any, rows: int) -> Any:
 
 def _table(data: Any, rows: int) -> Any:
     """Turn the first rows of a DMatrix back into a frame, or an array if it has no names."""
-    import numpy as np
     import pandas as pd
 
     matrix = data.slice(list(range(min(rows, data.num_row())))).get_data().tocoo()
@@ -49,6 +386,32 @@ def _predict(model: Any, example: Any) -> Any:
     return model.predict(example)
 
 
+def _signature(model: Any) -> ModelSignature | None:
+    """Make a booster's signature of what it knows, without data.
+
+    No prediction is made for it: where several workers train together, one that makes a DMatrix alone
+    waits for the others.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, Schema, TensorSpec
+
+    if not isinstance(model, xgboost.Booster):
+        return None
+    names = model.feature_names
+    if names is None:
+        inputs: list[Any] = [TensorSpec(np.dtype("float64"), (-1, model.num_features()))]
+    else:
+        # A category is given to MLflow's pyfunc as its code: there, a DMatrix takes no categories.
+        types = {"int": "long", "i": "boolean"}
+        kinds = model.feature_types or ["float"] * len(names)
+        inputs = [ColSpec(types.get(kind, "double"), name) for name, kind in zip(names, kinds, strict=True)]
+    learner = _config(model)
+    shape = {int(learner["learner_model_param"].get(name, 0)) for name in ("num_class", "num_target")}
+    width = 1 if learner["objective"]["name"] == "multi:softmax" else max(shape)
+    output = TensorSpec(np.dtype("float32"), (-1, width) if width > 1 else (-1,))
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema([output]))
+
+
 flavor = Flavor(
     name="xgboost",
     distributions=("mlflow", "xgboost", "scikit-learn", "numpy", "scipy", "pandas"),
@@ -56,4 +419,5 @@ flavor = Flavor(
     save=_save,
     predict=_predict,
     example=_example,
+    signature=_signature,
 )
