@@ -1,0 +1,201 @@
+"""What does recording an XGBoost training cost, and what is in MLflow afterwards, with autolog and with us?
+
+Each training with a recorder is held against one without, right before or after it in the same process,
+in alternating order. `none` against itself shows what the machine can resolve.
+
+    python benchmarks/xgboost.py                        # the ratios, then the two records side by side
+    python benchmarks/xgboost.py --pairs 1 --rounds 20  # a try
+
+Work: breast cancer data (569 x 30), 500 rounds of depth 6, two eval sets with three metrics each, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# This file has the name of the package it measures, and its folder comes first.
+sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+import mlflow
+import mlflow.xgboost
+import xgboost as xgb
+from sklearn.datasets import load_breast_cancer
+
+from mlpipeline import MLflowConfig
+from mlpipeline.xgboost import MLflowCallback
+
+PARAMS = {
+    "objective": "binary:logistic",
+    "eval_metric": ["logloss", "auc", "error"],
+    "max_depth": 6,
+    "eta": 0.05,
+    "nthread": 1,
+}
+# Autolog patches the module; the others are not to go through its wrapper.
+PLAIN_TRAIN = xgb.train
+
+
+class Appending(xgb.callback.TrainingCallback):
+    """The least that a callback can do with the values: XGBoost's own price of calling one."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def after_iteration(self, model, epoch, evals_log) -> bool:
+        """Keep the last value of each metric."""
+        self.rows.append({f"{d}-{m}": v[-1] for d, metrics in evals_log.items() for m, v in metrics.items()})
+        return False
+
+
+class Work:
+    """The data, and one training on it."""
+
+    def __init__(self, rounds: int) -> None:
+        X, y = load_breast_cancer(return_X_y=True, as_frame=True)
+        self.train = xgb.QuantileDMatrix(X[:400], y[:400])
+        self.valid = xgb.DMatrix(X[400:], y[400:])
+        self.rounds = rounds
+
+    def __call__(self, train, callbacks=(), **options) -> float:
+        """Train and return the seconds."""
+        evals = [(self.train, "train"), (self.valid, "valid")]
+        began = time.perf_counter()
+        train(
+            PARAMS,
+            self.train,
+            self.rounds,
+            evals=evals,
+            callbacks=list(callbacks),
+            verbose_eval=False,
+            **options,
+        )
+        return time.perf_counter() - began
+
+
+def recorders(work: Work, config: MLflowConfig):
+    """Return, per name, a function that trains once with that recorder and tells the seconds."""
+
+    def ours() -> float:
+        callback = MLflowCallback(config, log_model=False)
+        seconds = work(PLAIN_TRAIN, [callback])
+        callback.run.settle(insist_s=120)  # or the next training would share the machine with the courier
+        return seconds
+
+    def autolog() -> float:
+        mlflow.xgboost.autolog(log_models=False, silent=True)
+        seconds = work(xgb.train)
+        mlflow.xgboost.autolog(disable=True, silent=True)
+        return seconds
+
+    return {
+        "none": lambda: work(PLAIN_TRAIN),
+        "append": lambda: work(PLAIN_TRAIN, [Appending()]),
+        "ours": ours,
+        "autolog": autolog,
+    }
+
+
+def measure(trainings, pairs: int, seed: int) -> dict[str, list[float]]:
+    """Return, per recorder, the ratio of wall time within each pair."""
+    order = random.Random(seed)
+    for train in trainings.values():
+        train()  # imports, caches, the experiment
+    ratios: dict[str, list[float]] = {name: [] for name in trainings}
+    for number in range(pairs):
+        for name in order.sample(list(trainings), len(trainings)):
+            if number % 2:
+                base, seconds = trainings["none"](), trainings[name]()
+            else:
+                seconds, base = trainings[name](), trainings["none"]()
+            ratios[name].append(seconds / base)
+    return ratios
+
+
+def side_by_side(work: Work, config: MLflowConfig, experiment_id: str) -> None:
+    """Train once with each, with early stopping and a model, and print what MLflow has."""
+    client = mlflow.MlflowClient(config.tracking_uri)
+    stop = {"early_stopping_rounds": 10}
+    mlflow.xgboost.autolog(silent=True)
+    work(xgb.train, **stop)
+    theirs = client.search_runs([experiment_id], max_results=1)[0]
+    mlflow.xgboost.autolog(disable=True, silent=True)
+    callback = MLflowCallback(config)
+    work(PLAIN_TRAIN, [callback], **stop)
+    callback.run.settle(insist_s=120)
+    columns = {"autolog": theirs, "ours": client.get_run(callback.run_id)}
+    facts = {name: _facts(client, run.info.run_id) for name, run in columns.items()}
+    print(f"\n{'in MLflow afterwards':34}{'autolog':>24}{'ours':>46}")
+    for fact in facts["ours"]:
+        print(f"{fact:34}{facts['autolog'][fact]!s:>24}{facts['ours'][fact]!s:>46}")
+
+
+def _facts(client: mlflow.MlflowClient, run_id: str) -> dict[str, object]:
+    run = client.get_run(run_id)
+    points = client.get_metric_history(run_id, "valid-logloss")
+    models = run.outputs.model_outputs if run.outputs else []
+    loaded = mlflow.xgboost.load_model(f"models:/{models[0].model_id}") if models else None
+    signature = mlflow.models.get_model_info(f"models:/{models[0].model_id}").signature if models else None
+    files = sorted(file.path for file in client.list_artifacts(run_id))
+    return {
+        "status": run.info.status,
+        "params": len(run.data.params),
+        "metrics": len(run.data.metrics),
+        "points of valid-logloss": len(points),
+        "of these, after the last round": len(points) - int(run.data.metrics["stopped_iteration"]) - 1,
+        "best_iteration": run.data.metrics.get("best_iteration"),
+        "best_valid-auc": run.data.metrics.get("best_valid-auc"),
+        "rounds of the logged model": loaded.num_boosted_rounds() if loaded else None,
+        "signature": "no" if signature is None else f"{len(signature.inputs.inputs)} columns",
+        "importance": " ".join(
+            name.removeprefix("feature_importance_") for name in files if "importance" in name
+        ),
+        "datasets": len(run.inputs.dataset_inputs),
+    }
+
+
+def main() -> None:
+    """Measure, and print a row per recorder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=20, help="pairs per recorder")
+    parser.add_argument("--rounds", type=int, default=500, help="boosting rounds")
+    parser.add_argument("--only", nargs="*", default=["append", "ours", "autolog"], help="recorders")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--seed", type=int, default=7)
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory(prefix="mlpipeline-bench-", ignore_cleanup_errors=True) as folder:
+        os.environ["MLPIPELINE_HOME"] = f"{folder}/home"
+        store = f"sqlite:///{folder}/mlflow.db"
+        mlflow.set_tracking_uri(store)
+        experiment_id = mlflow.create_experiment("bench", artifact_location=f"{folder}/artifacts")
+        mlflow.set_experiment("bench")
+        config = MLflowConfig(tracking_uri=store, experiment_name="bench")
+        work = Work(options.rounds)
+        every = recorders(work, config)
+        ratios = measure({name: every[name] for name in ["none", *options.only]}, options.pairs, options.seed)
+        print(f"{options.rounds} rounds, 6 metrics, {options.pairs} pairs; wall ratio to no recorder")
+        print(f"{'recorder':12}{'median':>8}  quartiles")
+        rows = {}
+        for name, found in ratios.items():
+            low, middle, high = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
+            rows[name] = {"ratio": middle, "quartiles": [low, high]}
+            print(f"{name:12}{middle:8.3f}  [{low:.3f}, {high:.3f}]")
+        if options.json:
+            options.json.write_text(json.dumps({"rounds": options.rounds, "rows": rows}, indent=2))
+        side_by_side(work, config, experiment_id)
+
+
+if __name__ == "__main__":
+    main()
