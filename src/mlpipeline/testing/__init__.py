@@ -9,14 +9,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlpipeline.testing.contract import (
+        IntegrationContract as IntegrationContract,
+        Trained as Trained,
+    )
+    from mlpipeline.testing.faults import FaultyProxy as FaultyProxy
     from mlpipeline.testing.recording import Recorded as Recorded, record as record
+    from mlpipeline.testing.traces import watched as watched
 
 _HOMES = {
+    "FaultyProxy": "mlpipeline.testing.faults",
+    "IntegrationContract": "mlpipeline.testing.contract",
     "Recorded": "mlpipeline.testing.recording",
+    "Trained": "mlpipeline.testing.contract",
     "record": "mlpipeline.testing.recording",
+    "watched": "mlpipeline.testing.traces",
 }
 
-__all__ = ["Recorded", "record"]
+__all__ = ["FaultyProxy", "IntegrationContract", "Recorded", "Trained", "record", "watched"]
 
 
 def __getattr__(name: str) -> Any:

@@ -65,6 +65,12 @@ def isolated(folder: Path) -> Iterator[Path]:
         os.environ |= before
 
 
+def clean_environ() -> dict[str, str]:
+    """Return this process's environment without settings of MLflow's or ours, for a process to start."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "MLPIPELINE_"))}
+    return {**environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
 def _forget_fluent_state() -> None:
     """End the fluent run, and forget what `mlflow.set_*` keeps for the rest of the process."""
     if (mlflow := sys.modules.get("mlflow")) is None:
@@ -154,8 +160,7 @@ def serving(folder: Path, store_uri: str, *options: str, port: int = 0, **enviro
             ],
             cwd=folder,
             env={
-                **{k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "MLPIPELINE_"))},
-                "MLFLOW_DISABLE_TELEMETRY": "true",
+                **clean_environ(),
                 # Its job runner is a second process that no test needs.
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
                 **environ,
