@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlpipeline.testing import traces
 from mlpipeline.testing.places import clean_environ
 
 if TYPE_CHECKING:
@@ -59,10 +60,9 @@ class Counts:
     connects: int = 0
     has_mlflow: bool = False
 
-    def typical(self, what: str) -> int:
-        """Return how often something was done in a typical step: the median."""
-        numbers = sorted(step.get(what, 0) for step in self.steps)
-        return numbers[len(numbers) // 2]
+    def least(self, what: str) -> int:
+        """Return how often something was done in a plain step: where least was to do."""
+        return min(step.get(what, 0) for step in self.steps)
 
 
 class Child:
@@ -110,14 +110,18 @@ class Child:
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 
     def counts(self) -> dict[str, Counts]:
-        """Return what was counted, without and with tracking.
+        """Return what was counted, without and with tracking."""
+        return {name: Counts(**found) for name, found in self._found()["counts"].items()}
 
-        Raises:
-            AssertionError: The process did not come so far.
-        """
-        path = self._folder / "counts.json"
+    def left(self) -> list[str]:
+        """Return the global state that the counted training left, and one without tracking did not."""
+        return list(self._found()["left"])
+
+    def _found(self) -> dict[str, Any]:
+        path = self._folder / "found.json"
         assert path.exists(), f"the training in a process of its own failed:\n{self.output()}"
-        return {name: Counts(**found) for name, found in json.loads(path.read_text()).items()}
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
 
     def output(self) -> str:
         """Return the end of what it printed."""
@@ -134,13 +138,7 @@ def main(order_file: str) -> None:
     for act, options in order["acts"].items():
         os.environ["MLPIPELINE_HOME"] = str(folder / act)
         if act == "count":
-            found = {
-                "without": _counted(subject, None),
-                "with": _counted(subject, subject.callback(**options)),
-            }
-            (folder / "counts.json").write_text(
-                json.dumps({name: asdict(one) for name, one in found.items()})
-            )
+            (folder / "found.json").write_text(json.dumps(_count(subject, options)))
         else:
             probe = Probe(at=_striking(act, folder / f"{act}.steps"))
             subject.run_training(subject.callback(**options), probe)
@@ -170,6 +168,18 @@ def _striking(act: str, path: Path, at: int = 2) -> Callable[[int], None]:
         steps += 1
 
     return strike
+
+
+def _count(subject: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    plain = _counted(subject, None)
+    with traces.leaving() as theirs:
+        subject.run_training(None)
+    with traces.leaving() as ours:
+        tracked = _counted(subject, subject.callback(**options))
+    return {
+        "counts": {"without": asdict(plain), "with": asdict(tracked)},
+        "left": sorted(set(ours) - set(theirs)),
+    }
 
 
 def _counted(subject: Any, callback: Any) -> Counts:

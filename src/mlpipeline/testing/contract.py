@@ -33,7 +33,7 @@ from mlpipeline.testing import faults, traces
 from mlpipeline.testing.child import Child
 from mlpipeline.testing.faults import FaultyProxy
 from mlpipeline.testing.places import Server, copied_store, isolated, migrated_store, serving
-from mlpipeline.testing.table import ABSENT, KEPT, PROPERTY, Table
+from mlpipeline.testing.table import ABSENT, BROKEN, KEPT, PROPERTY, Table
 from mlpipeline.tracking import names
 from mlpipeline.tracking.account import accounts
 from mlpipeline.tracking.courier import Courier
@@ -156,6 +156,7 @@ class Place:
             left = [account for account in accounts(where) if _is_left(where, account)]
             if not left:
                 break
+            where.hurry_file.touch()
             Courier(where, mode="sync").run(until_idle=True)
         assert not left, f"not everything has arrived: {left}"
         refused = [account for account in accounts(where) if account.counts.refused or account.counts.dropped]
@@ -301,8 +302,8 @@ class IntegrationContract:
         lacks: What the framework has no notion of: the key of a rule (its method's name without
             ``test_``), and the reason, which the table shows.
         probe: Name in MLflow of the metric that the probe's values are.
-        writes_per_step: Budget of `test_cost`: writes to the journal in a typical step.
-        calls_per_step: Budget of `test_cost`: function calls that tracking adds to a typical step.
+        writes_per_step: Budget of `test_cost`: writes to the journal in a plain step.
+        calls_per_step: Budget of `test_cost`: function calls that tracking adds to a plain step.
         stall_s: How long a training may wait for a server that is away before `test_server_*` call it
             stalled. It only matters where one does.
     """
@@ -311,7 +312,7 @@ class IntegrationContract:
     lacks: ClassVar[Mapping[str, str]] = {}
     probe: ClassVar[str] = "probe"
     writes_per_step: ClassVar[int] = 1
-    calls_per_step: ClassVar[int] = 300
+    calls_per_step: ClassVar[int] = 500
     stall_s: ClassVar[float] = 60.0
 
     # --- what the author says -----------------------------------------------------------------------
@@ -457,7 +458,8 @@ class IntegrationContract:
                 # A framework without an exception hook lets the run end when its callback is gone.
                 traceback.clear_frames(error.__traceback__)
                 error = error.__cause__ or error.__context__
-        gc.collect()
+        if options is not None:
+            gc.collect()
         return found
 
     def test_interrupted(self, place: Place) -> None:
@@ -515,19 +517,16 @@ class IntegrationContract:
         Environment, working directory, MLflow's active run and destination, logging, warnings, signals,
         hooks, figures, threads, open files, and the functions and classes of every module.
         """
-
-        def train_tracked() -> None:
-            self.run_training(self.callback(**place.options(place.store(), log_model=True)))
-            gc.collect()
-
-        # What the first training of a process imports and caches is not left by the second.
-        self.run_training(None)
-        train_tracked()
-        with traces.leaving() as theirs:
-            self.run_training(None)
-        with traces.leaving() as ours:
-            train_tracked()
-        _assert_equal([], sorted(set(ours) - set(theirs)), "global state that is left")
+        child, *_ = place.children.outcome("count")
+        _assert_equal([], child.left(), "global state that the first training of a process leaves")
+        # Logging a model imports its flavor, which leaves more than we have a say in: not the second time.
+        for is_first in (True, False):
+            with traces.leaving() as theirs:
+                self.run_training(None)
+            with traces.leaving() as ours:
+                self.run_training(self.callback(**place.options(place.store(), log_model=True)))
+            left = [] if is_first else sorted(set(ours) - set(theirs))
+            _assert_equal([], left, "global state that a training with a model leaves")
 
     def test_cost(self, place: Place) -> None:
         """A step costs a write to the journal, and nothing else.
@@ -537,7 +536,7 @@ class IntegrationContract:
         thread. A count is the same on every machine; what it comes to in seconds is for benchmarks. Nor
         is MLflow imported, before there is a model to log.
         """
-        child, _, _ = place.children.outcome("count")
+        child, *_ = place.children.outcome("count")
         counts = child.counts()
         plain, tracked = counts["without"], counts["with"]
         assert not plain.has_mlflow, (
@@ -548,7 +547,7 @@ class IntegrationContract:
         assert not added, f"the training thread made {added} network connections"
         budgets = {"write": self.writes_per_step, "call": self.calls_per_step}
         for what in ("write", "call", "sync", "sleep", "open", "process"):
-            added, budget = tracked.typical(what) - plain.typical(what), budgets.get(what, 0)
+            added, budget = tracked.least(what) - plain.least(what), budgets.get(what, 0)
             assert added <= budget, f"{what}: tracking adds {added} to a step, the budget is {budget}"
 
     # --- the world's faults -------------------------------------------------------------------------
@@ -640,7 +639,10 @@ class IntegrationContract:
             self._assert_complete(place.only(uri), found[uri])
 
     def test_copies(self, place: Place) -> None:
-        """Pickled, deep-copied and cloned callbacks record runs of their own, before, during and after a training."""
+        """Pickled, deep-copied and cloned callbacks record runs of their own.
+
+        Copied before, during and after a training, which goes on as if nobody had.
+        """
         uri = place.store()
         callback = self.callback(**place.options(uri))
         copies: list[Any] = []
@@ -703,14 +705,11 @@ class IntegrationContract:
         """A place of this test's own; its outcome goes into the table."""
         rule = request.function.__name__.removeprefix("test_")
         if rule in rules():
-            request.node.user_properties.append((PROPERTY, (rule, self.column(), KEPT)))
-            _show_table(request.config)
+            enter_in_table(request, rule, self.column())
         if rule in self.lacks:
             pytest.skip(self.lacks[rule])
-        with isolated(tmp_path / "place"):
-            # As in a courier's process: its own retries are enough.
-            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-            yield Place(request.config, tmp_path, _children_of(request, tmp_path_factory))
+        with standing(type(self), request, tmp_path, tmp_path_factory) as place:
+            yield place
 
     @classmethod
     def column(cls) -> str:
@@ -729,28 +728,59 @@ def table_of(*integrations: type[IntegrationContract]) -> str:
 
 
 _TABLE = "mlpipeline-contract-table"
-
-
-def _show_table(config: pytest.Config) -> None:
-    if not config.pluginmanager.has_plugin(_TABLE):
-        config.pluginmanager.register(Table(rules()), _TABLE)
-
-
 _CHILDREN = pytest.StashKey[dict[type, "Children"]]()
 
 
-def _children_of(request: pytest.FixtureRequest, folders: pytest.TempPathFactory) -> Children:
-    """Return a class's processes; its first test starts those that selected rules will ask for."""
-    subject, config = type(request.instance), request.config
-    known = config.stash.setdefault(_CHILDREN, {})
+def enter_in_table(
+    request: pytest.FixtureRequest, rule: str, column: str, passed: str = KEPT, failed: str = BROKEN
+) -> None:
+    """Enter a test's outcome in the table that pytest prints at the end.
+
+    Args:
+        request: The test's.
+        rule: The row.
+        column: The column.
+        passed: What is entered if the test passes.
+        failed: What is entered if it fails.
+    """
+    request.node.user_properties.append((PROPERTY, (rule, column, passed, failed)))
+    if not request.config.pluginmanager.has_plugin(_TABLE):
+        request.config.pluginmanager.register(Table(rules()), _TABLE)
+
+
+@contextlib.contextmanager
+def standing(
+    subject: type[IntegrationContract],
+    request: pytest.FixtureRequest,
+    folder: Path,
+    folders: pytest.TempPathFactory,
+) -> Iterator[Place]:
+    """Stand where a rule of *subject* can be tried: in an empty directory, with a clean environment.
+
+    Args:
+        subject: The class.
+        request: The test's.
+        folder: An empty folder of the test's own.
+        folders: Where the processes of the class have theirs.
+    """
+    known = request.config.stash.setdefault(_CHILDREN, {})
     if subject not in known:
-        known[subject] = Children(subject, config, folders.mktemp("children"))
-        config.add_cleanup(known[subject].end)
-        acts = {"test_cost": "count", "test_killed": "kill", "test_interrupted": "interrupt"}
+        known[subject] = Children(subject, request.config, folders.mktemp("children"))
+        request.config.add_cleanup(known[subject].end)
+        # Those that the class's tests will ask for train while its first tests run.
+        acts = {
+            "test_cost": "count",
+            "test_globals": "count",
+            "test_killed": "kill",
+            "test_interrupted": "interrupt",
+        }
         items = [item for item in request.session.items if getattr(item, "cls", None) is subject]
         selected = {item.name for item in items if item.name.removeprefix("test_") not in subject.lacks}
         known[subject].start(*(act for name, act in acts.items() if name in selected))
-    return known[subject]
+    with isolated(folder / "place"):
+        # As in a courier's process: its own retries are enough.
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+        yield Place(request.config, folder, known[subject])
 
 
 def _raise_at(at: int) -> Callable[[int], None]:

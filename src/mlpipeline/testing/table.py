@@ -34,15 +34,14 @@ class Table:
 
     def __init__(self, rules: Mapping[str, str]) -> None:
         self.rules = dict(rules)
-        self.marks: dict[str, dict[str, str]] = {}
+        self.marks: dict[str, dict[str, list[str]]] = {}
         self.reasons: dict[tuple[str, str], str] = {}
 
     def enter(self, rule: str, column: str, mark: str, reason: str = "") -> None:
-        """Enter one cell; with the reason why there is nothing to hold, where that is so."""
-        cells = self.marks.setdefault(column, {})
-        # A rule that was broken once is broken.
-        if cells.get(rule, KEPT) == KEPT:
-            cells[rule] = mark
+        """Enter a mark; with the reason why there is nothing to hold, where that is so."""
+        cell = self.marks.setdefault(column, {}).setdefault(rule, [])
+        if mark not in cell:
+            cell.append(mark)
         if reason:
             self.reasons[rule, column] = reason
 
@@ -54,7 +53,7 @@ class Table:
         for rule, title in self.rules.items():
             row = [title]
             for column in columns:
-                mark = self.marks[column].get(rule, "")
+                mark = ", ".join(self.marks[column].get(rule, []))
                 if reason := self.reasons.get((rule, column)):
                     note = notes.setdefault(f"{column}: {reason}", _number(len(notes) + 1))
                     mark = f"{mark} {note}"
@@ -74,11 +73,11 @@ class Table:
         found = dict(report.user_properties).get(PROPERTY)
         if found is None or (report.when != "call" and report.passed):
             return
-        rule, column, passed = found
+        rule, column, passed, failed = found
         if report.skipped:
             self.enter(rule, column, ABSENT, str(report.longrepr[2]).removeprefix("Skipped: "))
         else:
-            self.enter(rule, column, passed if report.passed else f"{BROKEN}!")
+            self.enter(rule, column, passed if report.passed else failed)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the table; what pytest calls a plugin's hook."""

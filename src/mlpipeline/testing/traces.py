@@ -137,19 +137,18 @@ def leaving() -> Iterator[list[str]]:
         Filled at the end of the block: names of the global state that is not what it was.
     """
     left: list[str] = []
-    facts, definitions = dict(_facts()), dict(_definitions())
+    facts, definitions = dict(_facts()), list(_definitions())
     yield left
     gc.collect()
-    now, defined = dict(_facts()), dict(_definitions())
-    absent = object()
+    now, absent = dict(_facts()), object()
     left += [
         name for name in facts.keys() | now.keys() if _differs(facts.get(name, absent), now.get(name, absent))
     ]
-    # What an import adds is no trace; what replaces a function of somebody else's is.
+    # What an import adds is no trace; what takes the place of somebody else's function is.
     left += [
-        f"definition of {name}"
-        for name, value in definitions.items()
-        if defined.get(name, value) is not value
+        f"definition of {name}.{key}"
+        for name, place, key, value in definitions
+        if place.get(key) is not value
     ]
     left.sort()
 
@@ -234,22 +233,24 @@ def _facts_of_packages() -> Iterator[tuple[str, Any]]:
         yield "torch.use_deterministic_algorithms", torch.are_deterministic_algorithms_enabled()
 
 
-def _definitions() -> Iterator[tuple[str, Any]]:
-    """Yield the functions and classes of all modules, and the functions of the classes: what can be patched."""
+def _definitions() -> Iterator[tuple[str, Mapping[str, Any], str, Any]]:
+    """Yield what can be patched, and where: functions and classes of modules, functions of classes."""
     functions = {types.FunctionType, types.BuiltinFunctionType}
     methods = {types.FunctionType, classmethod, staticmethod, property}
     for name, module in list(sys.modules.items()):
         # By type(), because isinstance() asks for __class__, which wakes what is loaded lazily.
-        for key, value in list(getattr(module, "__dict__", {}).items()):
+        place = getattr(module, "__dict__", {})
+        for key, value in list(place.items()):
             kind = type(value)
             if kind in functions:
-                yield f"{name}.{key}", value
+                yield name, place, key, value
             elif issubclass(kind, type):
-                yield f"{name}.{key}", value
+                yield name, place, key, value
                 if value.__module__ == name:
-                    for inner, part in list(vars(value).items()):
+                    inside = vars(value)
+                    for inner, part in list(inside.items()):
                         if type(part) in methods:
-                            yield f"{name}.{key}.{inner}", part
+                            yield f"{name}.{key}", inside, inner, part
 
 
 # --- chance ----------------------------------------------------------------------------------------
