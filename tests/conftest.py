@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mlpipeline.testing.contract import shared_server
 from mlpipeline.testing.places import Server, isolated, serving
 
 if TYPE_CHECKING:
@@ -62,12 +63,9 @@ def either_store(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def server(
-    tmp_path_factory: pytest.TempPathFactory, copy_store: Callable[[Path, str], str]
-) -> Iterator[Server]:
+def server(request: pytest.FixtureRequest) -> Server:
     """A real MLflow server with a store of its own, shared by the session: make your own experiments in it."""
-    with serving(folder := tmp_path_factory.mktemp("server"), server_store(folder, copy_store)) as found:
-        yield found
+    return shared_server(request.config)
 
 
 def server_store(folder: Path, copy_store: Callable[[Path, str], str]) -> str:

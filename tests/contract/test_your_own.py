@@ -22,7 +22,7 @@ import pytest
 import mlpipeline
 from mlpipeline.core.errors import UsageError
 from mlpipeline.testing.contract import enter_in_table, rules, standing
-from mlpipeline.testing.table import ABSENT
+from mlpipeline.testing.table import ABSENT, BROKEN as BROKE, KEPT, ON_PURPOSE
 
 PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
 
@@ -34,10 +34,11 @@ def code():
 
 
 def example():
-    """Return it as a module, which pickle finds."""
-    module = sys.modules["test_descent"] = types.ModuleType("test_descent")
-    exec(compile(code(), "<docs/testing.md>", "exec"), module.__dict__)
-    return module
+    """Return it as a module, which pickle finds, also where this file is loaded twice."""
+    if "test_descent" not in sys.modules:
+        module = sys.modules["test_descent"] = types.ModuleType("test_descent")
+        exec(compile(code(), "<docs/testing.md>", "exec"), module.__dict__)
+    return sys.modules["test_descent"]
 
 
 OWN = example()
@@ -50,20 +51,21 @@ class TestDescent(OWN.TestDescent):
     name = "docs/testing.md"
 
 
-def breaks(rule, how, message):
+def breaks(rule, how, message, **members):
     """Mark a callback as broken.
 
     Args:
         rule: The rule that it breaks.
         how: What it does.
         message: What the rule says to it.
+        **members: What else its contract has.
     """
 
     def mark(callback):
-        members = {"callback": lambda self, **options: callback(**options), "stall_s": 1.0}
         name = f"With{callback.__name__}"
+        own = {"callback": lambda self, **options: callback(**options), "__module__": __name__}
         # A process of its own finds it by its name.
-        subject = globals()[name] = type(name, (OWN.TestDescent,), {**members, "__module__": __name__})
+        subject = globals()[name] = type(name, (OWN.TestDescent,), {**own, **members})
         BROKEN.append(pytest.param(rule, how, message, subject, id=f"{rule}-{callback.__name__}"))
         return callback
 
@@ -293,7 +295,7 @@ class Retrying(Direct):
         self.retried(lambda: super(Retrying, self).on_begin(model, callbacks))
 
 
-@breaks("server_slow", "waits for the id of its run", "the training waited for the server")
+@breaks("server_slow", "waits for the id of its run", "the training waited for the server", stall_s=1.0)
 class Waiting(Good):
     def on_begin(self, model, callbacks):
         super().on_begin(model, callbacks)
@@ -338,7 +340,7 @@ def stand(request, tmp_path, tmp_path_factory):
 @pytest.mark.parametrize(("rule", "how", "message", "subject"), BROKEN)
 def test_a_broken_callback_turns_its_rule_red(rule, how, message, subject, stand, request):
     """And is told why."""
-    enter_in_table(request, rule, "broken on purpose", f"✗ {how}", f"✓ {how}")
+    enter_in_table(request, rule, ON_PURPOSE, f"{BROKE} {how}", f"{KEPT} {how}")
     with stand(subject) as place, pytest.raises(Exception, match=message):
         getattr(subject(), f"test_{rule}")(place)
 

@@ -23,20 +23,16 @@ import sys
 import tempfile
 import threading
 import traceback
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlpipeline.core.errors import MissingExtraError, UsageError
 from mlpipeline.testing import faults, traces
-from mlpipeline.testing.child import Child
 from mlpipeline.testing.faults import FaultyProxy
 from mlpipeline.testing.places import Server, copied_store, isolated, migrated_store, serving
-from mlpipeline.testing.table import ABSENT, BROKEN, KEPT, PROPERTY, Table
-from mlpipeline.tracking import names
-from mlpipeline.tracking.account import accounts
-from mlpipeline.tracking.courier import Courier
+from mlpipeline.testing.table import ABSENT, BROKEN, KEPT, ON_PURPOSE, PROPERTY, Table
+from mlpipeline.testing.trials import Arrived, Children, Place
 from mlpipeline.tracking.dispatch import dispatch_for
 from mlpipeline.tracking.home import Home
 
@@ -46,14 +42,11 @@ except ImportError as error:
     raise MissingExtraError("testing", error.name or "pytest") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from mlflow.entities import Run as MlflowRun
 
 STEPS = 4
 _PATIENCE_S = 60.0
-_ROUNDS = 60
-"""Of delivery, each of which ends at a server's first fault."""
 
 
 @dataclass(frozen=True)
@@ -86,176 +79,6 @@ def rules() -> dict[str, str]:
         for name, rule in vars(IntegrationContract).items()
         if name.startswith("test_")
     }
-
-
-# --- where rules train, and what has arrived --------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """One run as MLflow has it.
-
-    Attributes:
-        run: The run.
-        points: Per metric, under its original name, its (step, value) pairs by step.
-    """
-
-    run: MlflowRun
-    points: Mapping[str, Sequence[tuple[int, float]]]
-
-    def steps(self, name: str) -> list[int]:
-        """Return the steps of a metric."""
-        return [step for step, _ in self.points.get(name, ())]
-
-    def values(self, name: str) -> list[float]:
-        """Return the values of a metric."""
-        return [value for _, value in self.points.get(name, ())]
-
-
-class Place:
-    """Where the trainings of one rule go: stores and servers of its own, an empty folder, a clean environment.
-
-    Args:
-        config: Pytest's; the migrated store is in its cache, and the server lives as long as it.
-        folder: An empty folder.
-        children: The processes of the class's rules.
-    """
-
-    def __init__(self, config: pytest.Config, folder: Path, children: Children) -> None:
-        self.folder = folder
-        self.children = children
-        self.experiment = uuid.uuid4().hex
-        self._config = config
-        self._stores = 0
-
-    def store(self) -> str:
-        """Return the URI of a new SQLite store."""
-        self._stores += 1
-        folder = self.folder / f"store-{self._stores}"
-        folder.mkdir()
-        return copied_store(_migrated(self._config), folder / "mlflow.db", str(folder / "mlruns"))
-
-    @property
-    def server_uri(self) -> str:
-        """The session's real MLflow server."""
-        return shared_server(self._config).uri
-
-    def proxy(self) -> FaultyProxy:
-        """Return a proxy in front of it."""
-        return FaultyProxy(self.server_uri)
-
-    def options(self, uri: str, **more: Any) -> dict[str, Any]:
-        """Return a callback's options: record for *uri*, and wait for `deliver`."""
-        mine = {"tracking_uri": uri, "experiment_name": self.experiment, "delivery": "offline"}
-        return {**mine, "log_model": False, **more}
-
-    def deliver(self, home: Path | None = None) -> None:
-        """Send what the journals hold, as ``mlpipeline sync`` does, until all has arrived."""
-        where, left = Home.at(home), []
-        for _ in range(_ROUNDS):
-            left = [account for account in accounts(where) if _is_left(where, account)]
-            if not left:
-                break
-            where.hurry_file.touch()
-            Courier(where, mode="sync").run(until_idle=True)
-        assert not left, f"not everything has arrived: {left}"
-        refused = [account for account in accounts(where) if account.counts.refused or account.counts.dropped]
-        assert not refused, f"records were refused or dropped: {refused}"
-
-    def arrived(self, uri: str) -> list[Arrived]:
-        """Return the root runs of this place, in the order of their start; every other run has ended, too."""
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        experiment = client.get_experiment_by_name(self.experiment)
-        found = client.search_runs([experiment.experiment_id]) if experiment else []
-        running = [run.info.run_name for run in found if run.info.status == "RUNNING"]
-        assert not running, f"these runs are still RUNNING although the training is over: {running}"
-        roots = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
-        roots.sort(key=lambda run: int(run.info.start_time))
-        return [Arrived(run, _points(client, run)) for run in roots]
-
-    def only(self, uri: str) -> Arrived:
-        """Return the one root run there is."""
-        found = self.arrived(uri)
-        assert len(found) == 1, f"one training, one run; found {[one.run.info.run_name for one in found]}"
-        return found[0]
-
-
-def _is_left(home: Home, account: Any) -> bool:
-    return home.run(account.uid).path.exists() and (account.counts.pending > 0 or not account.is_live)
-
-
-def _points(client: Any, run: MlflowRun) -> dict[str, list[tuple[int, float]]]:
-    found = {}
-    for key in run.data.metrics:
-        history = client.get_metric_history(run.info.run_id, key)
-        pairs = [(int(point.step), float(point.value)) for point in history]
-        found[names.original_name(key, run.data.tags)] = sorted(pairs, key=lambda pair: pair[0])
-    return found
-
-
-_SERVER = pytest.StashKey[Server]()
-
-
-def shared_server(config: pytest.Config) -> Server:
-    """Return the real MLflow server of this session; the first to ask starts it."""
-    if _SERVER not in config.stash:
-        stack = contextlib.ExitStack()
-        config.add_cleanup(stack.close)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        store = copied_store(_migrated(config), folder / "mlflow.db", "mlflow-artifacts:")
-        config.stash[_SERVER] = stack.enter_context(serving(folder, store))
-    return config.stash[_SERVER]
-
-
-def _migrated(config: pytest.Config) -> Path:
-    return migrated_store(config.cache.mkdir("mlflow-store"))
-
-
-class Children:
-    """The processes in which rules of one class train, started together, ahead of the rules that ask.
-
-    "count" and "kill" share one: loading a framework takes seconds, and a training that is killed can be
-    the second of its process. Ctrl-C ends whatever is the last.
-
-    Args:
-        subject: The class.
-        config: Pytest's.
-        folder: An empty folder.
-    """
-
-    _TOGETHER: ClassVar[tuple[tuple[str, ...], ...]] = (("count", "kill"), ("interrupt",))
-
-    def __init__(self, subject: type[IntegrationContract], config: pytest.Config, folder: Path) -> None:
-        self._subject = subject
-        self._config = config
-        self._folder = folder
-        self._started: dict[str, tuple[Child, Place, str]] = {}
-
-    def start(self, *acts: str) -> None:
-        """Start what is needed for some acts."""
-        for together in self._TOGETHER:
-            wanted = [act for act in together if act in acts and act not in self._started]
-            if wanted:
-                folder = self._folder / wanted[0]
-                folder.mkdir()
-                place = Place(self._config, folder, self)
-                uri = place.store()
-                child = Child(self._subject, folder, {act: place.options(uri) for act in wanted})
-                self._started.update(dict.fromkeys(wanted, (child, place, uri)))
-
-    def outcome(self, act: str) -> tuple[Child, Place, str]:
-        """Wait for an act's process, and return it, its place and its store."""
-        self.start(act)
-        child, place, uri = self._started[act]
-        child.wait()
-        return child, place, uri
-
-    def end(self) -> None:
-        """End the processes."""
-        for child, *_ in self._started.values():
-            child.end()
 
 
 # --- what a training is asked in its middle ----------------------------------------------------------
@@ -451,7 +274,7 @@ class IntegrationContract:
         found: list[str] = []
         try:
             self.run_training(None if options is None else self.callback(**options), probe)
-        except BaseException as raised:  # noqa: BLE001 - whatever it is, is compared
+        except Exception as raised:  # noqa: BLE001 - whatever it is, is compared
             error: BaseException | None = raised
             while error is not None:
                 found.append(repr(error))
@@ -554,7 +377,7 @@ class IntegrationContract:
 
     def test_server_down(self, place: Place) -> None:
         """A server that is down does not touch the training, and gets everything later."""
-        with place.proxy() as proxy:
+        with FaultyProxy(place.server().uri) as proxy:
             proxy.down()
             self._assert_untouched(place, proxy, heal=proxy.up)
 
@@ -563,7 +386,7 @@ class IntegrationContract:
 
         It answers nothing until the training is over: one that waited for it would not end.
         """
-        with place.proxy() as proxy:
+        with FaultyProxy(place.server().uri) as proxy:
             gate = threading.Event()
             proxy.fault = faults.held(gate)
             self._assert_untouched(place, proxy, heal=gate.set)
@@ -574,7 +397,7 @@ class IntegrationContract:
         Some requests are refused, some answered with 503, and of some the answer is lost, among them
         that to the creation of the run.
         """
-        with place.proxy() as proxy:
+        with FaultyProxy(place.server().uri) as proxy:
             well = [faults.passed] * 3
             now_and_then = faults.in_turn(
                 *well, faults.refused, *well, faults.answered(503), *well, faults.cut
@@ -606,7 +429,7 @@ class IntegrationContract:
         )
         assert trained.model == plain.model, "another model is trained while the server is away"
         place.deliver()
-        self._assert_complete(place.only(place.server_uri), trained)
+        self._assert_complete(place.only(place.server().uri), trained)
 
     # --- several, and copies ------------------------------------------------------------------------
 
@@ -717,18 +540,41 @@ class IntegrationContract:
         return cls.name or cls.__name__.removeprefix("Test")
 
 
-def table_of(*integrations: type[IntegrationContract]) -> str:
-    """Return the table of integrations whose tests pass, in Markdown: what is left are the rules that they lack."""
+def table_of(*integrations: type[IntegrationContract], broken: Iterable[tuple[str, str]] = ()) -> str:
+    """Return the table that pytest prints when all tests pass, in Markdown.
+
+    Args:
+        *integrations: The columns, with what each lacks.
+        broken: Rules, and how a callback breaks them on purpose: the last column.
+    """
     table = Table(rules())
     for integration in integrations:
         for rule in rules():
             reason = integration.lacks.get(rule, "")
             table.enter(rule, integration.column(), ABSENT if reason else KEPT, reason)
+    for rule, how in broken:
+        table.enter(rule, ON_PURPOSE, f"{BROKEN} {how}")
     return table.render()
 
 
 _TABLE = "mlpipeline-contract-table"
-_CHILDREN = pytest.StashKey[dict[type, "Children"]]()
+_SERVER = pytest.StashKey[Server]()
+_CHILDREN = pytest.StashKey[dict[type, Children]]()
+
+
+def shared_server(config: pytest.Config) -> Server:
+    """Return the real MLflow server of this session; the first to ask starts it."""
+    if _SERVER not in config.stash:
+        stack = contextlib.ExitStack()
+        config.add_cleanup(stack.close)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        store = copied_store(_migrated(config), folder / "mlflow.db", "mlflow-artifacts:")
+        config.stash[_SERVER] = stack.enter_context(serving(folder, store))
+    return config.stash[_SERVER]
+
+
+def _migrated(config: pytest.Config) -> Path:
+    return migrated_store(config.cache.mkdir("mlflow-store"))
 
 
 def enter_in_table(
@@ -765,7 +611,7 @@ def standing(
     """
     known = request.config.stash.setdefault(_CHILDREN, {})
     if subject not in known:
-        known[subject] = Children(subject, request.config, folders.mktemp("children"))
+        known[subject] = Children(subject, _migrated(request.config), folders.mktemp("children"))
         request.config.add_cleanup(known[subject].end)
         # Those that the class's tests will ask for train while its first tests run.
         acts = {
@@ -780,7 +626,7 @@ def standing(
     with isolated(folder / "place"):
         # As in a courier's process: its own retries are enough.
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-        yield Place(request.config, folder, known[subject])
+        yield Place(_migrated(request.config), folder, known[subject], lambda: shared_server(request.config))
 
 
 def _raise_at(at: int) -> Callable[[int], None]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 KEPT, BROKEN, ABSENT = "✓", "✗", "–"  # noqa: RUF001 - what a table of text has
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹"
+ON_PURPOSE = "broken on purpose"
 PROPERTY = "mlpipeline.contract"
 
 
