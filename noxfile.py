@@ -1,7 +1,7 @@
 """What can be run on this repository: `nox -l` lists it, `nox` runs tests, lint and types.
 
 Sessions install with the tested set of versions (constraints.txt) and keep their environments, so
-that a second run is quick. Only `tests` and `bench` install the frameworks.
+that a second run is quick. Only `tests`, `contract` and `bench` install the frameworks.
 """
 
 from __future__ import annotations
@@ -49,6 +49,13 @@ def tests(session: nox.Session) -> None:
     """Run the tests and the code blocks of README and docs, with every framework installed."""
     install(session, "-e", ".[all,dev]")
     session.run("pytest", *session.posargs, env=QUIET)
+
+
+@nox.session
+def contract(session: nox.Session) -> None:
+    """Try the rules of the contract on every integration, and print the table rule x integration."""
+    install(session, "-e", ".[all,dev]")
+    session.run("pytest", "tests/contract", *session.posargs, env=QUIET)
 
 
 @nox.session

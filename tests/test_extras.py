@@ -13,15 +13,27 @@ import mlpipeline
 SOURCE = Path(mlpipeline.__file__).parents[1]
 
 
+def run_bare(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code where nothing but this package is installed."""
+    code = f"import sys; sys.path.append({str(SOURCE)!r}); {code}"
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False
+    )
+
+
 @pytest.mark.parametrize(
     ("module", "missing"), [("lightning", "lightning"), ("sklearn", "sklearn"), ("xgboost", "xgboost")]
 )
 def test_a_missing_framework_names_its_extra(module: str, missing: str) -> None:
     """An interpreter without site-packages stands for a fresh environment."""
-    code = f"import sys; sys.path.append({str(SOURCE)!r}); import mlpipeline.{module}"
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False
-    )
+    done = run_bare(f"import mlpipeline.{module}")
     assert 1 == done.returncode
     assert f'pip install "mlpipeline[{module}]"' in done.stderr.splitlines()[-1]
     assert missing in done.stderr.splitlines()[-1]
+
+
+def test_the_contract_needs_pytest_and_the_rest_of_testing_does_not() -> None:
+    """Who only wants to see what a training records may test with anything."""
+    assert 0 == run_bare("from mlpipeline.testing import FaultyProxy, record, watched").returncode
+    done = run_bare("from mlpipeline.testing import IntegrationContract")
+    assert 'pip install "mlpipeline[testing]"' in done.stderr.splitlines()[-1]
