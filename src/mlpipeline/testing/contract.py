@@ -17,7 +17,6 @@ import copy
 import gc
 import importlib.util
 import math
-import os
 import pickle
 import sys
 import tempfile
@@ -33,8 +32,7 @@ from mlpipeline.testing.faults import FaultyProxy
 from mlpipeline.testing.places import Server, copied_store, isolated, migrated_store, serving
 from mlpipeline.testing.table import ABSENT, BROKEN, KEPT, ON_PURPOSE, PROPERTY, Table
 from mlpipeline.testing.trials import Arrived, Children, Place
-from mlpipeline.tracking.dispatch import dispatch_for
-from mlpipeline.tracking.home import Home
+from mlpipeline.tracking.dispatch import stop_couriers
 
 try:
     import pytest
@@ -423,7 +421,7 @@ class IntegrationContract:
         finally:
             watchdog.cancel()
             heal()
-            dispatch_for(Home.at(), "thread").stop()
+            stop_couriers()
         assert not is_stalled.is_set(), (
             f"the training waited for the server until it was back, {self.stall_s} s"
         )
@@ -624,8 +622,6 @@ def standing(
         selected = {item.name for item in items if item.name.removeprefix("test_") not in subject.lacks}
         known[subject].start(*(act for name, act in acts.items() if name in selected))
     with isolated(folder / "place"):
-        # As in a courier's process: its own retries are enough.
-        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         yield Place(_migrated(request.config), folder, known[subject], lambda: shared_server(request.config))
 
 

@@ -17,8 +17,8 @@ from mlpipeline.testing.child import Child
 from mlpipeline.testing.places import Server, copied_store
 from mlpipeline.tracking import names
 from mlpipeline.tracking.account import RunAccount, accounts
-from mlpipeline.tracking.courier import Courier
 from mlpipeline.tracking.home import Home
+from mlpipeline.tracking.sync import send_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +96,7 @@ class Place:
             if not left:
                 break
             where.hurry_file.touch()
-            Courier(where, mode="sync").run(until_idle=True)
+            send_all(where)
         assert not left, f"not everything has arrived: {left}"
         refused = [account for account in accounts(where) if account.counts.refused or account.counts.dropped]
         assert not refused, f"records were refused or dropped: {refused}"
@@ -122,7 +122,8 @@ class Place:
 
 
 def _is_left(home: Home, account: RunAccount) -> bool:
-    return home.run(account.uid).path.exists() and (account.counts.pending > 0 or not account.is_live)
+    is_there = home.run(account.uid).path.exists()
+    return is_there and (account.counts.pending > 0 or not (account.is_live or account.is_ended))
 
 
 def _points(client: Any, run: MlflowRun) -> dict[str, list[tuple[int, float]]]:

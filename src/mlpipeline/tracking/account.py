@@ -52,6 +52,7 @@ class RunAccount:
         run_id: MLflow's id; None until it is there.
         tracking_uri: Where it goes, without credentials.
         is_live: A process that writes to it lives.
+        is_ended: Its end is in MLflow.
         counts: What became of its records.
         problem: What stands in the way; None when nothing does.
         dead_letters: File with the refused records and the reasons; None when there are none.
@@ -61,6 +62,7 @@ class RunAccount:
     run_id: str | None
     tracking_uri: str | None
     is_live: bool
+    is_ended: bool
     counts: DeliveryCounts
     problem: str | None
     dead_letters: str | None
@@ -96,6 +98,7 @@ def account_of(home: Home, uid: str) -> RunAccount:
         state.run_id,
         tracking_uri,
         is_live,
+        state.is_ended,
         DeliveryCounts(state.delivered, pending, state.refused, state.dropped),
         problem,
         str(dead) if dead.exists() else None,

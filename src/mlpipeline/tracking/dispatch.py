@@ -61,6 +61,12 @@ def dispatch_for(home: Home, delivery: Delivery, destination: Destination) -> Di
     return dispatch
 
 
+def stop_couriers() -> None:
+    """End the courier threads of this process, and wait until they are gone."""
+    for dispatch in list(_dispatches.values()):
+        dispatch.stop()
+
+
 def chosen(delivery: Delivery) -> Delivery:
     """Return how to deliver: "auto" means a process wherever one can be had."""
     if delivery != "auto":

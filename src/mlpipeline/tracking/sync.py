@@ -63,9 +63,8 @@ def _by_identity(home: Home) -> dict[str, list[RunDelivery]]:
 
 
 def _are_done(home: Home, folders: list[RunFolder]) -> bool:
-    # A dead run's folder goes when its end is delivered, a live one's stays.
     accounts = [account_of(home, folder.uid) for folder in folders if folder.path.exists()]
-    return all(account.is_live and not account.counts.pending for account in accounts)
+    return all((account.is_live or account.is_ended) and not account.counts.pending for account in accounts)
 
 
 def _tell_wrong_user(deliveries: list[RunDelivery], destination: Destination, here: str) -> None:
