@@ -245,8 +245,8 @@ def _text(value: Any) -> str | None:
 # ── who calls ────────────────────────────────────────────────────────────────────────────────────
 
 
-def is_within(function: str, module: str) -> bool:
-    """Whether a call of *function*, as *module* defines it, is on this thread's stack.
+def call_of(function: str, module: str) -> FrameType | None:
+    """The innermost call of *function*, as *module* defines it, on this thread's stack; None without one.
 
     For frameworks that train on behalf of others and tell nobody, such as a search for its candidates:
     the stack is also in their worker processes and threads, where no variable of ours arrives.
@@ -258,9 +258,14 @@ def is_within(function: str, module: str) -> bool:
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - inspect.stack() reads source files for the same answer
     while frame is not None:
         if frame.f_code.co_name == function and frame.f_globals.get("__name__") == module:
-            return True
+            return frame
         frame = frame.f_back
-    return False
+    return None
+
+
+def is_within(function: str, module: str) -> bool:
+    """Whether this thread is inside of a call of *function* as *module* defines it; see `call_of`."""
+    return call_of(function, module) is not None
 
 
 # ── URIs that mean the same in every folder ──────────────────────────────────────────────────────
