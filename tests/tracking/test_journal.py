@@ -17,7 +17,7 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mlpipeline.tracking import liveness, records
-from mlpipeline.tracking.home import Home
+from mlpipeline.tracking.home import Home, new_uid
 from mlpipeline.tracking.journal import JournalWriter
 from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Kind, Point
@@ -395,3 +395,14 @@ def _counted(points: list[Point]) -> dict[str, int]:
     for point in points:
         counted[point.key] = counted.get(point.key, 0) + 1
     return counted
+
+
+def test_a_journal_of_what_is_past_waits_for_no_disk(tmp_path, monkeypatch):
+    """A fold or a trial is recorded in one go, by a worker that others wait for."""
+    synced = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    for is_durable in (False, True):
+        writer = JournalWriter(Home(tmp_path / "home"), new_uid(), {"role": "opener"}, is_durable=is_durable)
+        writer.append(Kind.END, {"status": "FINISHED"}, is_synced=True)
+        writer.close()
+        assert 2 * is_durable == len(synced)

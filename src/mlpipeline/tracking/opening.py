@@ -136,7 +136,8 @@ def open_run(
     if uid is None and proposed_uid is not None and _claims(home, proposed_uid):
         uid = proposed_uid
     uid = uid or new_uid()
-    journal = JournalWriter(home, uid, header)
+    # What happened before is recorded in one go, by a fold or a trial that others wait for.
+    journal = JournalWriter(home, uid, header, is_durable=start_ms is None)
     run = Run(config, uid, header, journal=journal, home=home)
     if journal.open():
         dispatch_for(home, config.delivery, where).ensure(is_start=True)
