@@ -6,7 +6,7 @@
     file, folder ─────────────────── copy_into_spool ──► a private copy
 
 The engine names no framework. What it must know about a framework's models stands in a
-:class:`Flavor`, which the framework's file (``mlpipeline.<root package>``) offers as ``flavor``;
+:class:`Flavor`, which the framework's file or package (``mlpipeline.<root package>``) offers as ``flavor``;
 a package of someone else's registers its own with :func:`register_flavor`.
 
 Staging happens in the training process, so it leaves nothing behind there: no active run, no
@@ -38,6 +38,7 @@ from mlpipeline.core.errors import UnloggableError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from importlib.machinery import ModuleSpec
     from pathlib import Path
 
     from mlflow.models import ModelSignature
@@ -215,16 +216,25 @@ def _flavor_of_root(root: str) -> Flavor | None:
     if not root.isidentifier() or root.startswith("_"):
         return None  # also the user's __main__, which would be our command line
     spec = importlib.util.find_spec(f"mlpipeline.{root}")
-    # A package (mlpipeline.models) is no framework file, even if the user's own is called the same.
-    if spec is None or spec.submodule_search_locations is not None:
+    if spec is None or not _is_framework(spec):
         return None
     flavor = getattr(importlib.import_module(spec.name), "flavor", None)
     return flavor if isinstance(flavor, Flavor) else None
 
 
+def _is_framework(spec: ModuleSpec) -> bool:
+    # Not any package (mlpipeline.models), even if the user's own is called the same; nor is it imported
+    # to find out.
+    folders = spec.submodule_search_locations
+    return folders is None or any(os.path.exists(os.path.join(folder, "flavor.py")) for folder in folders)
+
+
 def _framework_files() -> Iterator[str]:
     package = importlib.import_module("mlpipeline")
-    return (info.name for info in pkgutil.iter_modules(package.__path__) if not info.ispkg)
+    for info in pkgutil.iter_modules(package.__path__):
+        spec = importlib.util.find_spec(f"mlpipeline.{info.name}")
+        if spec is not None and _is_framework(spec):
+            yield info.name
 
 
 def _roots_of_type(kind: type) -> list[str]:
