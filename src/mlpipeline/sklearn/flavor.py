@@ -1,19 +1,14 @@
-"""What mlpipeline knows about scikit-learn: how its models are saved."""
+"""How scikit-learn's models are saved: as skops where its types are known to be safe, else as cloudpickle."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlpipeline.core.errors import MissingExtraError, UnloggableError
+from mlpipeline.core.errors import UnloggableError
 from mlpipeline.tracking.staging import Flavor, SaveRequest, new_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-try:
-    import sklearn  # noqa: F401  (a missing package is told here, not at the first call)
-except ImportError as missing:
-    raise MissingExtraError("sklearn", "scikit-learn") from missing
 
 # What a skops file may name beyond skops' own defaults. Exact names, not "everything in numpy":
 # numpy and scipy contain functions that run code or open files. Everything below only holds numbers
