@@ -165,10 +165,12 @@ class MLflowEstimator(MetaEstimatorMixin, BaseEstimator):
             found = Evaluation(self.estimator_, X_test, y_test, sample_weight)
         if self._run is not None and self._run.is_enabled:
             self._run.resume()
-            with unharmed(f"the evaluation {prefix!r}"):
-                log_dataset(self._run, X_test, y_test, prefix)
-                found.log(self._run, prefix)
-            self._run.end()
+            try:
+                with unharmed(f"the evaluation {prefix!r}"):
+                    log_dataset(self._run, X_test, y_test, prefix)
+                    found.log(self._run, prefix)
+            finally:
+                self._run.end()  # what was trained is FINISHED, however this went
         return {f"{prefix}_{name}": value for name, value in found.metrics.items()}
 
     # --- fitting ------------------------------------------------------------------------------------

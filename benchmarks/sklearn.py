@@ -1,0 +1,184 @@
+"""What does recording cost a scikit-learn fit and a search, and what is in MLflow afterwards?
+
+    python benchmarks/sklearn.py                # both, 7 rounds
+    python benchmarks/sklearn.py --rounds 1     # does it run?
+
+Per round, plain (twice: their spread is what the machine can resolve), ours and autolog take turns in one process, in an order drawn anew; the first round warms
+up (MLflow's import, stores, workers) and does not count. Ours delivers to SQLite meanwhile, autolog writes
+to it itself.
+
+Work: a forest of 50 trees on digits, with its model; a grid of 50 candidates of an SVC, three folds each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+# This file has the name of the package it measures, and its folder comes first.
+sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+
+import mlflow
+import numpy as np
+from joblib.externals.loky import get_reusable_executor
+from mlflow import MlflowClient
+from sklearn.datasets import load_digits
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import GridSearchCV
+from sklearn.svm import SVC
+
+from mlpipeline.sklearn import MLflowEstimator
+
+DIGITS, DIGIT = load_digits(return_X_y=True)
+
+
+def forest():
+    """Return what is fitted, and on what."""
+    return RandomForestClassifier(50, random_state=0), DIGITS, DIGIT
+
+
+def grid():
+    """Return a search of 50 candidates, and what it is fitted on."""
+    space = {"C": list(np.logspace(-2, 2, 10)), "gamma": [1e-4, 3e-4, 1e-3, 2e-3, 3e-3]}
+    return GridSearchCV(SVC(), space, cv=3, n_jobs=2), DIGITS[:1000], DIGIT[:1000]
+
+
+def plain(make, name):
+    """Fit, and record nothing."""
+    estimator, X, y = make()
+    estimator.fit(X, y)
+
+
+def ours(make, name):
+    """Fit inside the wrapper."""
+    estimator, X, y = make()
+    MLflowEstimator(estimator, {"tracking_uri": os.environ["STORE"], "experiment_name": f"{name} ours"}).fit(
+        X, y
+    )
+
+
+def autolog(make, name):
+    """Fit under mlflow.sklearn.autolog, every candidate as a child."""
+    estimator, X, y = make()
+    mlflow.set_tracking_uri(os.environ["STORE"])
+    mlflow.set_experiment(f"{name} autolog")
+    mlflow.sklearn.autolog(max_tuning_runs=None, silent=True)
+    try:
+        estimator.fit(X, y)
+    finally:
+        mlflow.sklearn.autolog(disable=True, silent=True)
+        mlflow.end_run()
+        mlflow.set_tracking_uri(None)
+
+
+def measured(make, name: str, rounds: int, seed: int) -> dict[str, list[float]]:
+    """Return the seconds of each way, round by round, without the first."""
+    ways = {"plain": plain, "again": plain, "ours": ours, "autolog": autolog}
+    order, times = random.Random(seed), {way: [] for way in ways}
+    for number in range(rounds + 1):
+        for way in order.sample(list(ways), len(ways)):
+            began_s = time.perf_counter()
+            ways[way](make, name)
+            if number:
+                times[way].append(time.perf_counter() - began_s)
+    return times
+
+
+def show_times(name: str, times: dict[str, list[float]]) -> None:
+    """Print medians and quartiles of seconds, and of ratio and difference to plain, pair by pair."""
+    print(f"\n{name}: seconds, ratio to plain, seconds more than plain; median [quartiles]")
+    for way, seconds in times.items():
+        pairs = list(zip(seconds, times["plain"]))
+        ratios, more = [a / b for a, b in pairs], [a - b for a, b in pairs]
+        print(f"  {way:8} {spread(seconds):24} {spread(ratios):24} {spread(more):24}")
+
+
+def spread(values: list[float]) -> str:
+    """Return the median and the quartiles."""
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return f"{statistics.median(values):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def show_contents(name: str) -> None:
+    """Print what is in MLflow of one fit, side by side."""
+    client = MlflowClient(os.environ["STORE"])
+    print(f"\n{name}: what is in MLflow of one fit")
+    columns = {way: contents(client, f"{name} {way}") for way in ("ours", "autolog")}
+    for row in columns["ours"]:
+        print(f"  {row:24} {columns['ours'][row]!s:34.34} {columns['autolog'][row]!s:34.34}")
+
+
+def contents(client: MlflowClient, experiment_name: str) -> dict[str, object]:
+    """Return what there is of the newest root run of an experiment."""
+    experiment = client.get_experiment_by_name(experiment_name)
+    found = client.search_runs([experiment.experiment_id], max_results=5000)
+    root = next(run for run in found if "mlflow.parentRunId" not in run.data.tags)
+    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == root.info.run_id]
+    models = root.outputs.model_outputs if root.outputs else []
+    signature = None
+    if models:
+        signature = mlflow.models.get_model_info(f"models:/{models[0].model_id}").signature
+    first = children[0] if children else None
+    histories = (
+        [client.get_metric_history(first.info.run_id, key) for key in first.data.metrics] if first else []
+    )
+    return {
+        "status": root.info.status,
+        "params": len(root.data.params),
+        "metrics": len(root.data.metrics),
+        "artifacts": len(client.list_artifacts(root.info.run_id)),
+        "datasets": len(root.inputs.dataset_inputs) if root.inputs else 0,
+        "models": len(models),
+        "signature": signature is not None,
+        "children": len(children),
+        "start times of children": len({run.info.start_time for run in children}),
+        "statuses of children": ", ".join(sorted({run.info.status for run in children})) or "-",
+        "points of one child": sum(map(len, histories)),
+        "scores of single folds": any(len(points) > 1 for points in histories),
+    }
+
+
+def main() -> None:
+    """Measure, deliver, look."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=["forest", "grid"])
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.chdir(folder)
+        os.environ["STORE"] = f"sqlite:///{folder}/mlflow.db"
+        os.environ["MLPIPELINE_HOME"] = f"{folder}/home"
+        MlflowClient(os.environ["STORE"]).search_experiments()  # creates the store
+        works = {"forest": forest, "grid": grid}
+        for name in [options.only] if options.only else works:
+            show_times(name, measured(works[name], name, options.rounds, options.seed))
+            deliver(Path(folder, "home"))
+            get_reusable_executor().shutdown()  # the workers may not outlive the folder
+            show_contents(name)
+
+
+def deliver(home: Path) -> None:
+    """Wait until all of ours is in MLflow."""
+    from mlpipeline.tracking import closing
+
+    for run in closing.watched():
+        run.settle(insist_s=120)
+    deadline_s = time.monotonic() + 300
+    while time.monotonic() < deadline_s and any((home / "runs").iterdir()):  # what worker processes opened
+        (home / "hurry").touch()
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    main()
