@@ -65,9 +65,15 @@ pytestmark = [
 
 
 @pytest.fixture
-def offline(store_uri):
-    """A configuration whose runs wait for `deliver`."""
-    return MLflowConfig(tracking_uri=store_uri, delivery="offline", log_model=False, log_artifacts=False)
+def offline(store_uri, home):
+    """A configuration whose runs wait for `deliver`; joblib's workers may be those of an earlier test."""
+    return MLflowConfig(
+        tracking_uri=store_uri,
+        journal_dir=str(home),
+        delivery="offline",
+        log_model=False,
+        log_artifacts=False,
+    )
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from sklearn.model_selection import (
     HalvingRandomSearchCV,
     ParameterGrid,
     RandomizedSearchCV,
+    cross_val_score,
 )
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import make_pipeline
@@ -35,6 +36,8 @@ from sklearn.svm import SVC
 from mlpipeline.core.config import MLflowConfig
 from mlpipeline.sklearn import MLflowEstimator
 from mlpipeline.testing import record
+from mlpipeline.tracking import trainings
+from mlpipeline.tracking.opening import open_run
 
 X, Y = load_iris(return_X_y=True, as_frame=True)
 
@@ -49,9 +52,15 @@ pytestmark = [
 
 
 @pytest.fixture
-def offline(store_uri):
-    """A configuration whose runs wait for `deliver`."""
-    return MLflowConfig(tracking_uri=store_uri, delivery="offline", log_model=False, log_artifacts=False)
+def offline(store_uri, home):
+    """A configuration whose runs wait for `deliver`; joblib's workers may be those of an earlier test."""
+    return MLflowConfig(
+        tracking_uri=store_uri,
+        journal_dir=str(home),
+        delivery="offline",
+        log_model=False,
+        log_artifacts=False,
+    )
 
 
 @pytest.fixture
@@ -267,19 +276,20 @@ def test_a_search_over_wrappers_opens_one_run_for_the_refit(n_jobs, store_uri, t
     assert plain.cv_results_["mean_test_score"].tolist() == search.cv_results_["mean_test_score"].tolist()
 
 
-def test_a_search_inside_a_search_keeps_to_itself():
+def test_a_search_inside_a_search_keeps_to_itself(caplog):
     """Nested cross-validation: the inner searches are clones in folds."""
-    from sklearn.model_selection import cross_val_score
-
     inner = GridSearchCV(SVC(), {"C": [0.1, 1]}, cv=2)
+    quick = {"log_model": False, "log_artifacts": False}
     with record() as recorded:
         ours = cross_val_score(MLflowEstimator(inner), X, Y, cv=2)
         assert cross_val_score(inner, X, Y, cv=2).tolist() == ours.tolist()
         assert [] == recorded.statuses
-        MLflowEstimator(GridSearchCV(inner, {"estimator__gamma": [0.1, 1]}, cv=2), {"log_model": False}).fit(
-            X, Y
-        )
+        MLflowEstimator(GridSearchCV(inner, {"estimator__gamma": [0.1, 1]}, cv=2), quick).fit(X, Y)
     assert ["FINISHED"] * 3 == recorded.statuses, "two candidates and the search"
+    with record() as recorded, open_run(MLflowConfig()) as run, trainings.inside(run):
+        cross_val_score(MLflowEstimator(inner, quick), X, Y, cv=2)
+    assert ["FINISHED"] * 7 == recorded.statuses, "of two folds, two candidates and the search; and the run"
+    assert [] == [item.getMessage() for item in caplog.records if item.name == "mlpipeline"]
 
 
 def test_without_refit_there_is_no_model():
