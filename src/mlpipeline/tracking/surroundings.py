@@ -74,6 +74,16 @@ def source_tags(environ: Mapping[str, str]) -> dict[str, str]:
     return {**tags, **_run_context(environ)}
 
 
+def process_rank(environ: Mapping[str, str]) -> int:
+    """The rank that a launcher such as ``torchrun`` gave to this process; 0 where nobody gave one.
+
+    Args:
+        environ: The process's environment.
+    """
+    given = (environ.get(name, "") for name in ("RANK", "LOCAL_RANK"))
+    return next((int(rank) for rank in given if rank.isdigit()), 0)
+
+
 def _script() -> str:
     argv = getattr(sys, "argv", None)  # missing in an embedded interpreter
     return str(argv[0]) if argv else ""
