@@ -15,15 +15,12 @@ Works with ``lightning.pytorch`` and ``pytorch_lightning``.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
-import inspect
 import logging
 import re
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +28,8 @@ from mlpipeline.core.errors import MissingExtraError
 from mlpipeline.tracking.recorded import Recorded, unharmed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from mlpipeline.tracking.run import Run
 
 try:
@@ -47,10 +46,20 @@ try:
 except ImportError as error:
     raise MissingExtraError("lightning", error.name or "lightning") from error
 
+from mlpipeline.torch import (
+    Example,
+    learning_rates,
+    log_datasets,
+    numbered,
+    optimizer_params,
+    parameter_counts,
+    rows_of,
+    scalars,
+    twin_of,
+)
+
 logger = logging.getLogger("mlpipeline")
 
-_EXAMPLE_ROWS = 5
-_HASHED_BYTES = 64 * 2**20
 _RUN_UID = "mlpipeline.run_uid"
 
 
@@ -88,7 +97,7 @@ class MLflowCallback(Recorded, pl.Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self._example: _Example | None = None
+        self._example: Example | None = None
         self._saved_steps: dict[str, int] = {}
         self._is_epoch_end = False
         self._last_epoch = (-1, -1.0)
@@ -137,7 +146,7 @@ class MLflowCallback(Recorded, pl.Callback):
         with unharmed("hyperparameters"):
             for found in hyperparameters(trainer, pl_module):
                 run.log_params({key: value for key, value in found.items() if key not in self._params})
-        _log_datasets(run, training=trainer.train_dataloader, validation=trainer.val_dataloaders)
+        log_datasets(run, training=trainer.train_dataloader, validation=trainer.val_dataloaders)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the best weights and the checkpoints, and end the run."""
@@ -195,7 +204,7 @@ class MLflowCallback(Recorded, pl.Callback):
         run = self._enter(trainer, is_continued=self._trainer is None or self._records(trainer))
         if run is not None:
             self._attach(trainer)
-            _log_datasets(run, **loaders)
+            log_datasets(run, **loaders)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """From here to the end of validation, what is logged belongs to the epoch."""
@@ -238,9 +247,9 @@ class MLflowCallback(Recorded, pl.Callback):
         self._attach(trainer)  # not in on_train_epoch_start, which a training resumed mid-epoch skips
         run.step = _logger_step(trainer)
         self._rates = _learning_rates(trainer)
-        self._epoch_samples += _rows(batch)
+        self._epoch_samples += rows_of(batch)
         if self._example is None:
-            self._example = _Example(pl_module, batch)
+            self._example = Example(pl_module, batch)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -414,41 +423,6 @@ class _Loggers(list[Any]):
         return list, (self[:],)
 
 
-class _Example:
-    """A few rows of what the model is called with.
-
-    Args:
-        module: Whose first call is waited for, until `release`.
-        batch: The batch that leads to it.
-    """
-
-    def __init__(self, module: Any, batch: Any) -> None:
-        self._input = _cut(batch[0] if isinstance(batch, (tuple, list)) and batch else batch)
-        # A hook on a compiled module would have it compiled again.
-        is_compiled = getattr(module, "_compiler_ctx", None) is not None
-        self._handle = None if is_compiled else module.register_forward_pre_hook(self._take, with_kwargs=True)
-
-    def _take(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not inspect.ismethod(module.forward):
-            return  # DistributedDataParallel on its way to training_step, with that one's arguments
-        self.release()
-        if args and not kwargs:
-            self._input = _cut(args[0] if len(args) == 1 else args)
-        elif kwargs and not args:
-            self._input = _cut(kwargs)
-
-    def release(self) -> None:
-        """Leave no hook behind."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
-    def settled(self, module: Any) -> Any:
-        """Return the module's own example, else its first call's input, else the batch's first part."""
-        own = getattr(module, "example_input_array", None)
-        return self._input if own is None else _cut(own)
-
-
 def hyperparameters(trainer: Any, module: Any) -> Iterator[dict[str, Any]]:
     """Yield what determines a training: what the user named, then trainer, optimizers, schedulers."""
     datamodule = getattr(trainer, "datamodule", None)
@@ -467,92 +441,28 @@ def hyperparameters(trainer: Any, module: Any) -> Iterator[dict[str, Any]]:
     if trainer.fast_dev_run:
         found["trainer"]["fast_dev_run"] = trainer.fast_dev_run
     for index, optimizer in enumerate(trainer.optimizers):
-        groups = optimizer.param_groups
-        rates = {f"group_{number}": {"lr": group["lr"]} for number, group in enumerate(groups)}
-        found[_numbered("optimizer", index)] = {
-            "name": type(optimizer).__name__,
-            **_scalars(optimizer.defaults),
-            **(rates if len(groups) > 1 else {}),
-        }
+        found[numbered("optimizer", index)] = optimizer_params(optimizer)
     for index, config in enumerate(trainer.lr_scheduler_configs):
         state = {key: value for key, value in vars(config.scheduler).items() if key != "last_epoch"}
         about = {"name": type(config.scheduler).__name__, "interval": config.interval}
-        found[_numbered("scheduler", index)] = {**about, **_scalars(state)}
+        found[numbered("scheduler", index)] = {**about, **scalars(state)}
     for index, stopping in enumerate(trainer.early_stopping_callbacks):
         names = ("monitor", "mode", "patience", "min_delta")
-        found[_numbered("early_stopping", index)] = {name: getattr(stopping, name) for name in names}
-    sizes = [
-        (parameter.numel(), parameter.requires_grad)
-        for parameter in module.parameters()
-        if not torch.nn.parameter.is_lazy(parameter)
-    ]
-    found["parameters"] = {
-        "total": sum(size for size, _ in sizes),
-        "trainable": sum(size for size, is_trainable in sizes if is_trainable),
-    }
+        found[numbered("early_stopping", index)] = {name: getattr(stopping, name) for name in names}
+    found["parameters"] = parameter_counts(module)
     yield found
 
 
-def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = (bool, int, float, str, tuple, list)
-    return {
-        key: value for key, value in values.items() if not key.startswith("_") and isinstance(value, kinds)
-    }
-
-
-def _numbered(name: str, index: int) -> str:
-    return name if index == 0 else f"{name}_{index}"
-
-
 def _learning_rates(trainer: Any) -> dict[str, float]:
-    """Return the learning rate per parameter group, named as LearningRateMonitor names them."""
-    if any(type(callback).__name__ == "LearningRateMonitor" for callback in trainer.callbacks):
-        return {}
-    rates: dict[str, float] = {}
-    for optimizer in trainer.optimizers:
-        name = base = f"lr-{type(optimizer).__name__}"
-        number = 1
-        while name in rates or f"{name}/pg1" in rates:
-            name, number = f"{base}-{number}", number + 1
-        groups = optimizer.param_groups
-        if len(groups) == 1:
-            rates[name] = groups[0]["lr"]
-        else:
-            rates.update({f"{name}/pg{index}": group["lr"] for index, group in enumerate(groups, 1)})
-    return rates
-
-
-def _log_datasets(run: Run, **loaders: Any) -> None:
-    sizes: dict[str, Any] = {}
-    with unharmed("the datasets"):
-        for context, given in loaders.items():
-            values = given.values() if isinstance(given, Mapping) else given
-            several = values if isinstance(given, (Mapping, list, tuple)) else [given]
-            for index, loader in enumerate(several):
-                dataset = getattr(loader, "dataset", None)
-                if dataset is None or not hasattr(dataset, "__len__"):
-                    continue
-                name, rows = _numbered(context, index), len(dataset)
-                sizes[name] = {"rows": rows, "batch_size": getattr(loader, "batch_size", None)}
-                profile = {"num_rows": rows, "class": type(dataset).__name__}
-                content = _content(dataset) if run.config.log_datasets else None
-                run.log_dataset(content, name=name, context=context, profile=profile)
-        run.log_params({"data": sizes})
-
-
-def _content(dataset: Any) -> Any:
-    """Return the tensors behind a dataset as one array to hash, or the dataset where they are not at hand."""
-    tensors = getattr(dataset, "tensors", None)
-    if not tensors or sum(tensor.numel() * tensor.element_size() for tensor in tensors) > _HASHED_BYTES:
-        return dataset
-    rows = [tensor.detach().cpu().reshape(len(tensor), -1).double() for tensor in tensors]
-    return torch.cat(rows, dim=1)
+    """Return the learning rates, unless a LearningRateMonitor records them."""
+    is_monitored = any(type(callback).__name__ == "LearningRateMonitor" for callback in trainer.callbacks)
+    return {} if is_monitored else learning_rates(trainer.optimizers)
 
 
 def _log_early_stopping(run: Run, trainer: Any) -> None:
     for index, stopping in enumerate(trainer.early_stopping_callbacks):
         facts = {"stopped_epoch": stopping.stopped_epoch, "wait_count": stopping.wait_count}
-        facts = {_numbered(name, index): value for name, value in facts.items()}
+        facts = {numbered(name, index): value for name, value in facts.items()}
         if stopping.best_score is not None and torch.isfinite(stopping.best_score):
             facts[f"early_stopping_best_{stopping.monitor}"] = float(stopping.best_score)
         run.log_metrics(facts, run.step)
@@ -571,23 +481,17 @@ def _existing(path: Any) -> str | None:
 def _twin(module: Any, checkpoint: str | None) -> Any:
     """Return *module* in evaluation mode, with a checkpoint's weights or its own; it stays as it is itself.
 
-    Its own parameters are shared, not copied. With a checkpoint they are there twice for a moment; of
-    the file, which is mapped, the optimizers' states are not read.
+    With a checkpoint, the parameters are there twice for a moment; of the file, which is mapped, the
+    optimizers' states are not read.
     """
-    twins: dict[int, Any] = {id(part): part.detach().cpu().clone() for part in module.buffers()}
-    for part in module.parameters():
-        data = part.detach().cpu()
-        if checkpoint is not None and data.data_ptr() == part.data_ptr():
-            data = data.clone()
-        twins[id(part)] = torch.nn.Parameter(data, part.requires_grad)
     # LightningModule.__getstate__ leaves the trainer out, so the copy does not drag it along.
-    twin = copy.deepcopy(module, twins)
+    twin = twin_of(module, shares_parameters=checkpoint is None)
     if checkpoint is not None:
         # This training wrote the file a moment ago; it holds hyperparameters of any class.
         state = torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)
         twin.on_load_checkpoint(state)
         twin.load_state_dict(state["state_dict"], strict=module.strict_loading)
-    return twin.eval()
+    return twin
 
 
 def _logger_step(trainer: Any) -> int:
@@ -597,25 +501,3 @@ def _logger_step(trainer: Any) -> int:
 
 def _is_fitting(trainer: Any) -> bool:
     return bool(trainer.state.fn == "fit")
-
-
-def _rows(batch: Any) -> int:
-    while not hasattr(batch, "shape"):
-        if isinstance(batch, Mapping):
-            batch = next(iter(batch.values()), None)
-        elif isinstance(batch, (list, tuple)) and batch:
-            batch = batch[0]
-        else:
-            return 0
-    return int(batch.shape[0]) if batch.shape else 0
-
-
-def _cut(value: Any) -> Any:
-    """Return a few rows of tensors in any nesting, detached and on the CPU."""
-    if isinstance(value, torch.Tensor):
-        return value[:_EXAMPLE_ROWS].detach().cpu().clone() if value.dim() else value.detach().cpu().clone()
-    if isinstance(value, Mapping):
-        return {key: _cut(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return tuple(_cut(item) for item in value)
-    return value

@@ -1,4 +1,4 @@
-"""What mlpipeline knows about PyTorch: how its modules, Lightning's included, are saved."""
+"""What mlpipeline knows about PyTorch: how its modules, Lightning's included, are saved and trained."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import importlib
 import inspect
 import logging
 import pickle
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.errors import MissingExtraError, UnloggableError
+from mlpipeline.tracking.recorded import unharmed
 from mlpipeline.tracking.staging import EXAMPLE_ROWS, Flavor, SaveRequest
+
+if TYPE_CHECKING:
+    from mlpipeline.tracking.run import Run
 
 try:
     import torch
 except ImportError as missing:
     raise MissingExtraError("torch", "torch") from missing
+
+_HASHED_BYTES = 64 * 2**20
 
 
 def _save(request: SaveRequest) -> str:
@@ -201,3 +207,161 @@ flavor = Flavor(
     example=_example,
     parts=lambda model: model.modules(),
 )
+
+
+# --- what a training is made of
+
+
+def optimizer_params(optimizer: Any) -> dict[str, Any]:
+    """Return the hyperparameters of an optimizer, and of its groups if there are several."""
+    groups = optimizer.param_groups
+    rates = {f"group_{number}": {"lr": group["lr"]} for number, group in enumerate(groups)}
+    return {
+        "name": type(optimizer).__name__,
+        **scalars(optimizer.defaults),
+        **(rates if len(groups) > 1 else {}),
+    }
+
+
+def parameter_counts(module: Any) -> dict[str, int]:
+    """Return how many numbers a module consists of, and how many of them are trained."""
+    sizes = [
+        (parameter.numel(), parameter.requires_grad)
+        for parameter in module.parameters()
+        if not torch.nn.parameter.is_lazy(parameter)
+    ]
+    return {
+        "total": sum(size for size, _ in sizes),
+        "trainable": sum(size for size, is_trainable in sizes if is_trainable),
+    }
+
+
+def scalars(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the public ones of some attributes that params can hold."""
+    kinds = (bool, int, float, str, tuple, list)
+    return {
+        key: value for key, value in values.items() if not key.startswith("_") and isinstance(value, kinds)
+    }
+
+
+def numbered(name: str, index: int) -> str:
+    """Return a name for each of several; the first one needs no number."""
+    return name if index == 0 else f"{name}_{index}"
+
+
+def learning_rates(optimizers: Iterable[Any]) -> dict[str, float]:
+    """Return the learning rate per parameter group, named as Lightning's LearningRateMonitor names them."""
+    rates: dict[str, float] = {}
+    for optimizer in optimizers:
+        name = base = f"lr-{type(optimizer).__name__}"
+        number = 1
+        while name in rates or f"{name}/pg1" in rates:
+            name, number = f"{base}-{number}", number + 1
+        groups = optimizer.param_groups
+        if len(groups) == 1:
+            rates[name] = groups[0]["lr"]
+        else:
+            rates.update({f"{name}/pg{index}": group["lr"] for index, group in enumerate(groups, 1)})
+    return rates
+
+
+def rows_of(batch: Any) -> int:
+    """Return how many rows a batch of any nesting has; 0 where there is no tensor to tell."""
+    while not hasattr(batch, "shape"):
+        if isinstance(batch, Mapping):
+            batch = next(iter(batch.values()), None)
+        elif isinstance(batch, (list, tuple)) and batch:
+            batch = batch[0]
+        else:
+            return 0
+    return int(batch.shape[0]) if batch.shape else 0
+
+
+def cut(value: Any) -> Any:
+    """Return a few rows of tensors in any nesting, detached and on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value[:EXAMPLE_ROWS].detach().cpu().clone() if value.dim() else value.detach().cpu().clone()
+    if isinstance(value, Mapping):
+        return {key: cut(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(cut(item) for item in value)
+    return value
+
+
+def twin_of(module: Any, *, shares_parameters: bool = True) -> Any:
+    """Return a copy of *module* on the CPU, in evaluation mode; the module stays as it is.
+
+    Args:
+        module: Any module that can be copied.
+        shares_parameters: Whether parameters that are on the CPU are shared, not copied.
+    """
+    twins: dict[int, Any] = {id(part): part.detach().cpu().clone() for part in module.buffers()}
+    for part in module.parameters():
+        data = part.detach().cpu()
+        if not shares_parameters and data.data_ptr() == part.data_ptr():
+            data = data.clone()
+        twins[id(part)] = torch.nn.Parameter(data, part.requires_grad)
+    return copy.deepcopy(module, twins).eval()
+
+
+def log_datasets(run: Run, **loaders: Any) -> None:
+    """Record the datasets of one or several loaders per role, with their sizes as params."""
+    sizes: dict[str, Any] = {}
+    with unharmed("the datasets"):
+        for context, given in loaders.items():
+            values = given.values() if isinstance(given, Mapping) else given
+            several = values if isinstance(given, (Mapping, list, tuple)) else [given]
+            for index, loader in enumerate(several):
+                dataset = getattr(loader, "dataset", None)
+                if dataset is None or not hasattr(dataset, "__len__"):
+                    continue
+                name, rows = numbered(context, index), len(dataset)
+                sizes[name] = {"rows": rows, "batch_size": getattr(loader, "batch_size", None)}
+                profile = {"num_rows": rows, "class": type(dataset).__name__}
+                content = _content(dataset) if run.config.log_datasets else None
+                run.log_dataset(content, name=name, context=context, profile=profile)
+        run.log_params({"data": sizes})
+
+
+def _content(dataset: Any) -> Any:
+    """Return the tensors behind a dataset as one array to hash, or the dataset where they are not at hand."""
+    tensors = getattr(dataset, "tensors", None)
+    if not tensors or sum(tensor.numel() * tensor.element_size() for tensor in tensors) > _HASHED_BYTES:
+        return dataset
+    rows = [tensor.detach().cpu().reshape(len(tensor), -1).double() for tensor in tensors]
+    return torch.cat(rows, dim=1)
+
+
+class Example:
+    """A few rows of what the model is called with.
+
+    Args:
+        module: Whose first call is waited for, until `release`.
+        batch: The batch that leads to it.
+    """
+
+    def __init__(self, module: Any, batch: Any) -> None:
+        self._input = cut(batch[0] if isinstance(batch, (tuple, list)) and batch else batch)
+        # A hook on a compiled module would have it compiled again.
+        is_compiled = getattr(module, "_compiler_ctx", None) is not None
+        self._handle = None if is_compiled else module.register_forward_pre_hook(self._take, with_kwargs=True)
+
+    def _take(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not inspect.ismethod(module.forward):
+            return  # DistributedDataParallel on its way to training_step, with that one's arguments
+        self.release()
+        if args and not kwargs:
+            self._input = cut(args[0] if len(args) == 1 else args)
+        elif kwargs and not args:
+            self._input = cut(kwargs)
+
+    def release(self) -> None:
+        """Leave no hook behind."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def settled(self, module: Any) -> Any:
+        """Return the module's own example, else its first call's input, else the batch's first part."""
+        own = getattr(module, "example_input_array", None)
+        return self._input if own is None else cut(own)
