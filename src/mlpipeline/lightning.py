@@ -46,7 +46,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("lightning", error.name or "lightning") from error
 
-from mlpipeline.torch import (
+from mlpipeline.torch_modules import (
     Example,
     learning_rates,
     log_datasets,
