@@ -116,8 +116,7 @@ class MLflowLoop(Recorded):
         for watched in self._watched:
             watched.release()
         if self._is_in_batch:  # in a generator that somebody, such as a progress bar, still holds
-            with unharmed("the last step"):
-                self._leave_batch()
+            self._save_batch()
         if kind is None:
             self._settle_epoch()
             for index, watched in reversed(list(enumerate(self._watched))):
@@ -222,8 +221,7 @@ class MLflowLoop(Recorded):
             yield self._step
         except BaseException:
             if self._block is block:
-                with unharmed("the last step"):
-                    self._leave_batch()
+                self._save_batch()
             raise
         else:
             self._leave_batch()
@@ -233,6 +231,11 @@ class MLflowLoop(Recorded):
         self._is_in_batch, self._pending, self._step = False, {}, step + 1
         if pending:
             self._record(_numbers(pending), step)
+
+    def _save_batch(self) -> None:
+        """Leave a batch that an exception ended: that one stays on top."""
+        with contextlib.suppress(UsageError), unharmed("the last step"):
+            self._leave_batch()
 
     def _is_due(self) -> bool:
         every = self._rules.log_every_n_steps
@@ -306,18 +309,23 @@ class MLflowLoop(Recorded):
         index = len(self._watched)
         self._watched.append(watched)
         if optimizer is not None:
-            watched.hook = optimizer.register_step_pre_hook(lambda *_: self._before_step(optimizer, index))
+            watched.hook = optimizer.register_step_pre_hook(lambda *_: self._before_step(watched, index))
         with unharmed("hyperparameters"):
             found = {numbered("parameters", index): parameter_counts(module)}
             if optimizer is not None:
                 found[numbered("optimizer", index)] = optimizer_params(optimizer)
             self._run.log_params({name: value for name, value in found.items() if name not in self._params})
 
-    def _before_step(self, optimizer: Any, index: int) -> None:
+    def _before_step(self, watched: _Watched, index: int) -> None:
         self._rates = learning_rates(item.optimizer for item in self._watched if item.optimizer is not None)
         if self._is_in_batch and self._is_due():
-            self._pending |= {**self._rates, numbered("grad_norm", index): gradient_norm(optimizer)}
+            self._pending |= self._rates
             self._rated_step = self._step
+            if watched.has_norm:
+                watched.has_norm = False  # told once, if it cannot be had
+                with unharmed("the norm of the gradients"):
+                    self._pending[numbered("grad_norm", index)] = gradient_norm(watched.optimizer)
+                    watched.has_norm = True
 
     def _log_model(self, watched: _Watched, index: int) -> None:
         run, kind = self._run, self._rules.log_model
@@ -362,6 +370,7 @@ class _Watched:
         self.optimizer, self.monitor = optimizer, monitor
         self.example = Example(module if hasattr(module, "_orig_mod") else self.module)
         self.hook: Any = None
+        self.has_norm = True
         self.value: float | None = None
         self.step = self.epoch = 0
         self._sign = 1 if mode == "min" else -1

@@ -323,7 +323,8 @@ def log_datasets(run: Run, **loaders: Any) -> None:
                 profile = {"num_rows": rows, "class": type(dataset).__name__}
                 content = _content(dataset) if run.config.log_datasets else None
                 run.log_dataset(content, name=name, context=context, profile=profile)
-        run.log_params({"data": sizes})
+        if sizes:
+            run.log_params({"data": sizes})
 
 
 def _content(dataset: Any) -> Any:

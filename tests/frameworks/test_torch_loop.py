@@ -174,6 +174,19 @@ def test_the_gradients_norm_is_that_of_all_of_them():
     assert torch.allclose(dense, gradient_norm(torch.optim.SGD(words.parameters(), lr=1.0)))
 
 
+def test_a_norm_that_cannot_be_had_is_told_once(monkeypatch, caplog):
+    """And does not reach the optimizer's step."""
+
+    def no_norm(optimizer):
+        raise NotImplementedError("of such gradients")
+
+    monkeypatch.setattr("mlpipeline.torch.gradient_norm", no_norm)
+    with record() as recorded:
+        train(MLflowLoop(**OFF), net())
+    assert (6, 6) == (len(recorded.metrics["loss"]), len(recorded.metrics["lr-Adam"]))
+    assert ["could not record the norm of the gradients"] == [item.getMessage() for item in caplog.records]
+
+
 def test_two_modules_of_one_loop_are_told_apart(offline, runs, logged):
     """As an adversarial pair is: the first is the model, and the one to be registered."""
     one, two = nn.Linear(10, 1), nn.Linear(10, 2)
@@ -224,6 +237,7 @@ def test_a_loop_that_is_left_early_ends_its_epoch():
                 break
         loop.log(test=1.0)
     assert [2, 5] == recorded.steps["epoch_time_s"]
+    assert not recorded.params
     assert ([0, 1, 2, 3, 4, 5], [5]) == (recorded.steps["loss"], recorded.steps["test"])
 
 
