@@ -13,6 +13,7 @@ Keras tells no callback of an exception: `mlpipeline.tracking.trainings` ends th
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import math
@@ -21,7 +22,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlpipeline.core.errors import MissingExtraError, UnloggableError, UsageError
@@ -142,9 +143,7 @@ class MLflowCallback(Recorded, keras.callbacks.Callback):
             found = hyperparameters(self.model, self.params, epoch)
             run.log_params({key: value for key, value in found.items() if key not in self._params})
         with unharmed("the model's summary"):
-            lines: list[str] = []
-            self.model.summary(print_fn=lambda line, **_: lines.append(str(line)))
-            run.log_text("\n".join(lines), "model_summary.txt")
+            run.log_text(_summary(self.model), "model_summary.txt")
 
     def _enter(self, *, is_continued: bool) -> Run | None:
         self._trained = weakref.ref(self.model)
@@ -379,6 +378,17 @@ def _named(value: Any) -> Any:
         return {name: _named(item) for name, item in value.items()}
     config = value.get("config")
     return config.get("name", value["class_name"]) if isinstance(config, Mapping) else config
+
+
+def _summary(model: Any) -> str:
+    lines: list[str] = []
+    quiet: Any = nullcontext()
+    if "IPython" in sys.modules:
+        # In a notebook, what Keras lets rich capture leaves an empty box below the cell.
+        quiet = importlib.import_module("IPython.utils.capture").capture_output(stdout=False, stderr=False)
+    with quiet:
+        model.summary(print_fn=lambda line, **_: lines.append(str(line)))
+    return "\n".join(lines)
 
 
 def _learning_rate(model: Any) -> float | None:
