@@ -408,11 +408,11 @@ def _scalars(logs: Mapping[str, Any]) -> dict[str, Any]:
     """Return logs with one number per name: a metric may have one per class."""
     found: dict[str, Any] = {}
     for name, value in logs.items():
-        if getattr(value, "shape", ()):
-            parts = keras.ops.convert_to_numpy(value).ravel().tolist()
-            found |= {f"{name}/{number}": part for number, part in enumerate(parts)}
+        parts = keras.ops.convert_to_numpy(value).ravel().tolist() if getattr(value, "shape", ()) else [value]
+        if len(parts) == 1:
+            found[name] = parts[0]
         else:
-            found[name] = value
+            found |= {f"{name}/{number}": part for number, part in enumerate(parts)}
     return found
 
 
