@@ -10,7 +10,8 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+QUICKSTART = EXAMPLES / "quickstart.py"
 
 
 @pytest.mark.process
@@ -49,3 +50,25 @@ def test_the_demos_run_is_whole_in_mlflow(copy_store) -> None:
     model = mlflow.pyfunc.load_model("models:/digits@champion")
     assert model.metadata.saved_input_example_info is not None
     assert 5 == len(model.input_example)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("name", "metrics"),
+    [
+        ("keras_wine", {"batch/loss", "val_accuracy", "validation_accuracy", "best_val_loss"}),
+        ("torch_diabetes", {"train_loss", "val_loss", "grad_norm", "best_val_loss"}),
+    ],
+)
+def test_an_examples_run_is_whole_in_mlflow(name, metrics, copy_store) -> None:
+    """Trained, registered under an alias, and loaded back by plain MLflow in the script itself."""
+    copy_store(Path("mlflow.db"), str(Path.cwd() / "mlruns"))
+    script = EXAMPLES / f"{name}.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=110, check=True)
+    assert "registered as version 1" in done.stdout
+    assert "@champion" in done.stdout
+    experiment = name.rpartition("_")[2]
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    assert "FINISHED" == run.info.status
+    assert metrics <= set(run.data.metrics)

@@ -385,12 +385,11 @@ class _Watched:
         if self.value is None or self._sign * value < self._sign * self.value:
             self.value, self.step, self.epoch = value, step, epoch
             if self._keeps_weights:
-                state = self.module.state_dict()
-                self._weights = {name: copy.deepcopy(part) for name, part in state.items()}
-                self._weights |= {
-                    name: part.detach().cpu().clone()
-                    for name, part in state.items()
+                self._weights = {
+                    name: part.detach().to("cpu", copy=True)
                     if isinstance(part, torch.Tensor)
+                    else copy.deepcopy(part)
+                    for name, part in self.module.state_dict().items()
                 }
 
     def twin(self) -> Any:
