@@ -201,6 +201,10 @@ class MLflowCallback(Recorded, keras.callbacks.Callback):
             run.log_params({"data": sizes})
         if self._best is not None:
             self._best.look(metrics, epoch, step)
+        if self._rules.log_model == "all" and run.is_enabled:
+            with unharmed(f"the model of epoch {epoch}"):
+                signature = self._signature(run)
+                run.log_model(self.model, f"epoch_{epoch}", signature=signature, step=step, register_as="")
         self._first_step, self._is_first_epoch = step + 1, False
 
     def _last_step(self, begun: int) -> int:
@@ -247,14 +251,15 @@ class MLflowCallback(Recorded, keras.callbacks.Callback):
         if not run.is_enabled or not self._rules.log_model:
             return
         weights, step = ("last", run.step) if best.value is None else (f"best {best.monitor}", best.step)
-        has_signature = run.config.log_model_signature and self._rules.log_model != "metadata"
         with _lent(self.model, best.weights):
+            # Last of all: it is what model_uri, model_version and load_model() mean.
             run.log_model(
-                self.model,
-                signature=signature_of(self.model) if has_signature else None,
-                tags={"mlpipeline.weights": weights},
-                step=step,
+                self.model, signature=self._signature(run), tags={"mlpipeline.weights": weights}, step=step
             )
+
+    def _signature(self, run: Run) -> ModelSignature | None:
+        is_wanted = run.config.log_model_signature and self._rules.log_model != "metadata"
+        return signature_of(self.model) if is_wanted else None
 
     # --- state --------------------------------------------------------------------------------------
 

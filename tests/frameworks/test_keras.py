@@ -198,11 +198,13 @@ def test_the_learning_rate_is_that_of_a_schedule_or_of_keras_own_callback():
         recorded.params["optimizer_learning_rate.name"],
         recorded.params["optimizer_learning_rate.decay_rate"],
     )
-    changing = keras.callbacks.LearningRateScheduler(lambda epoch, _: 0.1 / (1 + epoch))
+    halving = keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, min_delta=100)
     with record() as recorded:
-        both = [changing, MLflowCallback(log_model=False)]
+        both = [halving, MLflowCallback(log_model=False)]
         done = net().fit(X, Y, epochs=2, callbacks=both, **QUIET)
     assert done.history["learning_rate"] == recorded.metrics["learning_rate"]
+    # The callback puts a rate into the logs, and changes it.
+    assert recorded.metrics["learning_rate"][1] == 2 * float(done.model.optimizer.learning_rate.value)
 
 
 def test_speed_and_sizes_come_from_what_keras_has_counted():
@@ -420,6 +422,25 @@ def test_facts_alone_are_logged_when_asked(offline, logged):
     worsening().fit(X, Y, epochs=2, validation_split=0.2, callbacks=[callback], **QUIET)
     assert "best val_loss" == logged().tags["mlpipeline.weights"]
     assert callback._best.weights is None
+
+
+def test_the_model_of_every_epoch_is_logged_when_asked(offline, deliver, store_uri, mlflow_client):
+    """`log_model="all"`: each with its step; the best one comes last, and is the one that is registered."""
+    copies, model = [], worsening()
+    kept = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: copies.append(model.get_weights()))
+    callback = MLflowCallback(offline, log_model="all", registered_model_name="worse")
+    model.fit(X, Y, epochs=2, validation_split=0.2, callbacks=[callback, kept], **QUIET)
+    deliver()
+    client = mlflow_client(store_uri)
+    found = client.search_logged_models([item.experiment_id for item in client.search_experiments()])
+    by_name = {item.name: item for item in found}
+    assert {"epoch_0", "epoch_1", "model"} == set(by_name)
+    mlflow.set_tracking_uri(store_uri)
+    weights = {name: mlflow.keras.load_model(item.model_uri).get_weights() for name, item in by_name.items()}
+    assert all(map(np.array_equal, copies[0], weights["model"]))
+    assert all(map(np.array_equal, copies[1], weights["epoch_1"]))
+    [version] = client.search_model_versions("name='worse'")
+    assert by_name["model"].artifact_location == version.source
 
 
 def two_inputs():
