@@ -85,6 +85,11 @@ class MLflowCallback(Recorded, keras.callbacks.Callback):
         log_every_epoch: bool = True,
         **overrides: Any,
     ) -> None:
+        if "model_id" in overrides:
+            raise UsageError(
+                "model_id= belongs to MLflow's own callback, for a model that is logged before it is trained; "
+                "leave it out: this one logs the model itself, and model_uri names it"
+            )
         super().__init__(config, run=run, parent=parent, params=params, **overrides)
         if mode not in {"auto", "min", "max"}:
             raise UsageError(f"mode={mode!r} is unknown; accepted are 'auto', 'min' and 'max'")

@@ -763,6 +763,7 @@ def test_a_callback_given_as_a_class_is_told():
         ({"mode": "up"}, "'auto', 'min' and 'max'"),
         ({"log_every_epoch": False}, "needs log_every_n_steps="),
         ({"run": "latest"}, "is not a Run"),
+        ({"model_id": "m-1"}, "leave it out"),
     ],
 )
 def test_a_wrong_option_is_told(options, message):
