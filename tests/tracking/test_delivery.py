@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun, ViewType
 
 from mlpipeline import MLflowConfig
+from mlpipeline.tracking import trainings
 from mlpipeline.tracking.account import account_of, dead_letters
 from mlpipeline.tracking.delivery import RunDelivery
 from mlpipeline.tracking.home import DONE_KEPT_DAYS, Home, _is_remote
@@ -292,6 +293,84 @@ def test_one_of_many_children_is_like_its_parent(
     assert ("7", "KILLED") == (of_child.info.run_name, of_child.info.status)
     assert (1_000_000, 2_000_000) == (of_child.info.start_time, of_child.info.end_time)
     assert [(0, 0.5), (1, 0.5)] == history(config, of_child, "loss")
+
+
+def models_of(config: MLflowConfig) -> dict[str, str]:
+    """Per model there is, the name of its run."""
+    client = client_of(config)
+    experiment = client.get_experiment_by_name(config.experiment_name)
+    assert experiment is not None
+    names = {run.info.run_id: run.info.run_name for run in runs_of(config)}
+    found = client.search_logged_models([experiment.experiment_id])
+    return {str(model.model_id): names[model.source_run_id] for model in found}
+
+
+def test_only_the_child_that_is_taken_keeps_its_models(config: MLflowConfig, deliver: Deliver) -> None:
+    """Those of its own children, too. What was kept before is deleted, but not what is registered."""
+    from sklearn.linear_model import LinearRegression
+
+    model = LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
+    name = f"model-{uuid.uuid4().hex[:8]}"
+    parent = open_run(config.replace(register_model=True, model_name=name))
+    children = {}
+    for number, is_kept in enumerate([True, False, True, True]):
+        child = children[number] = open_child(parent, uuid.uuid4().hex, name=str(number), holds_models=True)
+        with trainings.inside(child):
+            fit = open_run(config.replace(run_name=f"fit {number}"))
+        fit.log_model(model)
+        fit.end()
+        child.log_model(model)
+        deliver()
+        before = models_of(config)
+        child.end(keeps_models=is_kept)
+        deliver()
+        added = sorted(set(models_of(config).values()) - set(before.values()))
+        assert added == ([str(number), f"fit {number}"] if is_kept else []), "not before it is known"
+        if number == 2:
+            assert parent.take_models(child)
+            parent.register_model(name)
+            deliver()
+            assert ["2", "fit 2"] == sorted(models_of(config).values())
+    assert parent.take_models(children[3])
+    parent.end()
+    deliver()
+    assert ["2", "3", "fit 3"] == sorted(models_of(config).values()), "one of 2's is registered"
+    (version,) = client_of(config).search_model_versions(f"name='{name}'")
+    assert ["2"] == [run for model, run in models_of(config).items() if model in version.source]
+    assert "3" == models_of(config)[str(parent.model_id)]
+    outputs = client_of(config).get_run(str(parent.run_id)).outputs.model_outputs
+    assert 4 == len(outputs), "two of each that was taken"
+    assert not list((Path(os.environ["MLPIPELINE_HOME"]) / "runs").iterdir()), "nothing waits for ever"
+    assert [] == list((Path(os.environ["MLPIPELINE_HOME"]) / "dead").iterdir())
+
+
+@pytest.mark.process
+def test_the_models_of_a_child_that_was_killed_are_dropped(
+    store_uri: str, experiment: str, deliver: Deliver, home: Path
+) -> None:
+    """It did not get to say that it keeps them."""
+    code = """
+import os, signal, sys
+from sklearn.linear_model import LinearRegression
+from mlpipeline import MLflowConfig
+from mlpipeline.tracking import trainings
+from mlpipeline.tracking.opening import open_child, open_run
+model = LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
+parent = open_run(MLflowConfig(tracking_uri=sys.argv[1], experiment_name=sys.argv[2], delivery="offline"))
+child = open_child(parent, "a-trial", holds_models=True)
+with trainings.inside(child):
+    fit = open_run(MLflowConfig())
+    fit.log_model(model)
+    fit.end()
+    child.log_model(model)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code, store_uri, experiment], check=False, timeout=60)
+    deliver()
+    config = MLflowConfig(tracking_uri=store_uri, experiment_name=experiment)
+    assert ["FINISHED", "KILLED", "KILLED"] == sorted(run.info.status for run in runs_of(config))
+    assert {} == models_of(config)
+    assert not list((home / "runs").iterdir())
 
 
 def test_nonfinite_values_follow_the_policy(config: MLflowConfig, deliver: Deliver) -> None:

@@ -23,7 +23,8 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mlpipeline.tracking.creation import Creation
 from mlpipeline.tracking.home import Home, RunFolder, RunState
@@ -31,6 +32,9 @@ from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Frame, Kind, Point
 from mlpipeline.tracking.sink import (
     ATTEMPT_TAG,
+    KEEPER_OF_TAG,
+    KEEPER_TAG,
+    KEPT_MS_TAG,
     METRICS_PER_REQUEST,
     PARAMS_PER_REQUEST,
     TAGS_PER_REQUEST,
@@ -42,7 +46,7 @@ from mlpipeline.tracking.sink import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 logger = logging.getLogger("mlpipeline")
@@ -80,6 +84,13 @@ class _Parcel:
     refused: int = 0
 
 
+class _Verdict(NamedTuple):
+    """Whether a run's models are delivered, and the tags that say for which of its parents' sake."""
+
+    is_kept: bool
+    tags: Mapping[str, str] = MappingProxyType({})
+
+
 class NotYet(Exception):  # noqa: N818 - nothing went wrong
     """A child run waits for its parent's id."""
 
@@ -94,7 +105,6 @@ class RunDelivery:
     Attributes:
         state: What is known of the run; saved whenever it changes.
         upload_failures: How often in a row the oldest upload failed.
-        is_idle: Everything there is was delivered, as `deliver` saw; a live writer may add to it.
         is_finished: Everything was delivered and nobody is left who could add to it, as `deliver` saw.
     """
 
@@ -107,9 +117,9 @@ class RunDelivery:
         self._changing = threading.RLock()
         self._creation = Creation(folder.uid, self.state, self._keeping)
         self._is_gone = False
+        self._is_read = False
         self._seen_s = time.monotonic()
         self.upload_failures = 0
-        self.is_idle = False
         self.is_finished = False
 
     # --- what the worker asks --------------------------------------------------------------------
@@ -143,9 +153,15 @@ class RunDelivery:
 
     def has_news(self) -> bool:
         """Tell whether `deliver` has anything to do."""
-        if self._parcel is not None or self._pending_end() is not None or self._creation.has_doubt():
+        is_ending = self._pending_end() is not None and not self._holds_model()
+        if self._parcel is not None or is_ending or self._creation.has_doubt():
             return True
         return any(reader.has_more() for reader in self._readers.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that can be was delivered, as `deliver` saw; a live writer may add to it."""
+        return self._is_read and (not self.state.uploads or self._holds_model())
 
     def is_live(self) -> bool:
         """Tell whether a process that writes to this run lives; any thread may ask."""
@@ -185,9 +201,9 @@ class RunDelivery:
         self.look()
         if not self.has_news():
             self.is_finished = self._is_done()
-            self.is_idle = not self.state.uploads
+            self._is_read = True
             return 0
-        self.is_idle = False
+        self._is_read = False
         if self._parcel is None:
             self._parcel = self._read(limit_bytes)
         parcel = self._parcel
@@ -289,10 +305,7 @@ class RunDelivery:
             parcel.uploads.append({**content, "kind": frame.kind.name})
         elif frame.kind is Kind.END and reader.header and reader.header.get("role") == "opener":
             attempt = int(reader.header.get("attempt", 0))
-            end_ms = int(content.get("end_ms", at_ms))
-            parcel.ends.append(
-                {"attempt": attempt, "status": content["status"], "end_ms": end_ms, "ms": at_ms}
-            )
+            parcel.ends.append({"end_ms": at_ms, **content, "attempt": attempt, "ms": at_ms})
 
     def _send(self, sink: MlflowSink, parcel: _Parcel) -> None:
         run_id = str(self.state.run_id)
@@ -496,8 +509,13 @@ class RunDelivery:
                 raise Refused("its run is gone")
             if item["kind"] == "ARTIFACT":
                 sink.upload(str(self.state.run_id), self._spooled(item["spool"]), item.get("artifact_path"))
+            elif item["kind"] == "MODEL" and "keeper" in item:
+                if not self._take_model(sink, item):
+                    return False  # the child uploads it
             elif item["kind"] == "MODEL":
-                self._upload_model(sink, item)
+                if (verdict := self._verdict()) is None:
+                    return False
+                self._upload_model(sink, item, verdict)
             else:
                 self._register(sink, item)
         except Refused as refused:
@@ -510,16 +528,63 @@ class RunDelivery:
             _remove(self._spooled(item["spool"]).parent)
         return True
 
-    def _upload_model(self, sink: MlflowSink, item: dict[str, Any]) -> None:
-        model_id = self._creation.model(sink, item)
+    def _holds_model(self) -> bool:
+        item = next(iter(self.state.uploads), None)
+        return (
+            item is not None and item["kind"] == "MODEL" and "keeper" not in item and self._verdict() is None
+        )
+
+    def _verdict(self) -> _Verdict | None:
+        """Tell whether this run's models stay; None as long as the run that decides goes on."""
+        keeper = (self._header() or {}).get("keeper")
+        if keeper is None:
+            return _Verdict(is_kept=True)
+        if keeper["uid"] == self.folder.uid:
+            end = self.state.end or self._pending_end()
+        elif (decider := self._home.state(keeper["uid"])) is not None:
+            end = decider.end or ({} if decider.is_ended else None)
+        else:
+            end = None
+        if end is None:
+            return None
+        above = self._home.state(keeper["of"])
+        taken = above.kept if above is not None else None
+        has_lost = taken is not None and taken["uid"] != keeper["uid"] and taken["ms"] >= end.get("ms", 0)
+        tags = {KEEPER_TAG: keeper["uid"], KEEPER_OF_TAG: keeper["of"], KEPT_MS_TAG: str(end.get("ms", 0))}
+        return _Verdict(is_kept=bool(end.get("keeps_models")) and not has_lost, tags=tags)
+
+    def _take_model(self, sink: MlflowSink, item: dict[str, Any]) -> bool:
+        """Make a child's model this run's, too; False while it is still on its way."""
+        with self._keeping():
+            self.state.kept = {"uid": item["keeper"], "ms": item["ms"]}
+        owner = self._home.state(item["of"])
+        known = owner.models.get(item["uid"], {}) if owner is not None else {}
+        if not known.get("is_ready"):
+            if owner is None or owner.uploads or not owner.is_ended:
+                return False
+            raise Refused("its model could not be logged")
+        sink.take_model(known["model_id"], str(self.state.run_id))
+        with self._keeping():
+            self.state.models[item["uid"]] = {key: known[key] for key in ("name", "model_id", "is_ready")}
+        sink.drop_models(str(self.state.experiment_id), self.folder.uid, item["keeper"], item["ms"])
+        return True
+
+    def _upload_model(self, sink: MlflowSink, item: dict[str, Any], verdict: _Verdict) -> None:
+        if not verdict.is_kept:
+            self.state.models.setdefault(item["uid"], {"name": item["name"]})["is_dropped"] = True
+            return
+        model_id = self._creation.model(sink, {**item, "tags": {**item.get("tags", {}), **verdict.tags}})
         folder = self._spooled(item["spool"]) if item.get("spool") else None
         sink.fill_model(model_id, str(self.state.run_id), folder, int(item.get("step", 0)))
         with self._keeping():
             self.state.models[item["uid"]]["is_ready"] = True
 
     def _register(self, sink: MlflowSink, item: dict[str, Any]) -> None:
+        known = self.state.models.get(item["model_uid"], {})
+        if known.get("is_dropped"):
+            return
         version = self._creation.version(sink, item)
-        sink.set_aliases(item["name"], version, item.get("aliases", ()))
+        sink.mark_version(item["name"], version, known["model_id"], item.get("aliases", ()))
 
     def _spooled(self, name: str) -> Path:
         # A journal is data: what it names must lie inside the spool, wherever a link leads.

@@ -140,6 +140,7 @@ class RunState:
             delivered, or taken over into `uploads` and `end`.
         uploads: Artifacts, models and versions still to be sent, oldest first.
         models: Per model uid, the ids and the version that MLflow gave.
+        kept: Of a run with children that hold models: the child whose models it took last, and when.
         tag_times_ms: Per tag, when its delivered value was recorded: an older one never replaces it.
         params: Per param, a hash of the delivered value, to tell drift from a repetition.
         last_steps: Per metric, the highest step delivered.
@@ -167,6 +168,7 @@ class RunState:
     offsets: dict[str, list[int]] = field(default_factory=dict)
     uploads: list[dict[str, Any]] = field(default_factory=list)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kept: dict[str, Any] | None = None
     tag_times_ms: dict[str, int] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     last_steps: dict[str, int] = field(default_factory=dict)

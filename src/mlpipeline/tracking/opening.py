@@ -115,6 +115,8 @@ def open_run(
         header["parent"] = {"uid": parent.uid} if isinstance(parent, Run) else {"run_id": parent}
     elif uid is None and header["run_id"] is None:
         header |= _guest_of(fluent, where.tracking_uri) or _continued()
+    if isinstance(parent, Run) and "keeper" in parent._header:  # noqa: SLF001
+        header["keeper"] = parent._header["keeper"]  # noqa: SLF001
     if header["role"] == "guest":
         shared_uid = None  # it adds to the user's run, which is not ours to share
     run_tags = {key: str(value) for key, value in {**config.tags, **(tags or {})}.items()}
@@ -127,8 +129,10 @@ def open_run(
         plain = {key: value for key, value in run_tags.items() if key not in late}
         header["source"], header["tags"] = _source_of(parent), plain
     uid = uid or shared_uid
+    keeper = _keeper_of(parent) if isinstance(parent, Run) else None
     if _recording:
         run = _watched(Run(config, uid or new_uid(), header, journal=_recording[-1], home=None))
+        run._keeper = keeper  # noqa: SLF001
         run.set_tags(run_tags)
         return run
     _tell_new_store(config, where)
@@ -139,6 +143,7 @@ def open_run(
     # What happened before is recorded in one go, by a fold or a trial that others wait for.
     journal = JournalWriter(home, uid, header, is_durable=start_ms is None)
     run = Run(config, uid, header, journal=journal, home=home)
+    run._keeper = keeper  # noqa: SLF001
     if journal.open():
         dispatch_for(home, config.delivery, where).ensure(is_start=True)
     run.set_tags(late)
@@ -154,6 +159,7 @@ def open_child(
     name: str | None = None,
     start_ms: int | None = None,
     tags: Mapping[str, Any] | None = None,
+    holds_models: bool = False,
 ) -> Run:
     """Open one of many short runs under *parent*, in a fraction of a millisecond.
 
@@ -167,8 +173,12 @@ def open_child(
         name: Its name; None lets MLflow choose.
         start_ms: When it began, in ms since 1970; None is now.
         tags: Tags of this run, over those of the configuration.
+        holds_models: Its models, and those of runs under it, wait until it has ended, and are dropped
+            unless it ends with ``keeps_models=True``. None of them is registered by the configuration.
     """
     config = parent.config
+    if holds_models and config.register_model:
+        config = config.replace(register_model=False)
     if not parent.is_enabled:
         return Run(config, "", {"role": "none"}, journal=None, home=None)
     now_ms = time.time_ns() // 1_000_000
@@ -187,6 +197,8 @@ def open_child(
         "parent": {"uid": parent.uid},
         "tags": plain,
     }
+    if holds_models:
+        header["keeper"] = {"uid": uid, "of": parent.uid}
     home = parent.home
     if home is None:
         run = Run(config, uid, header, journal=_recording[-1] if _recording else None, home=None)
@@ -200,6 +212,11 @@ def open_child(
         run.set_tags({key: value for key, value in run_tags.items() if key not in plain})
     closing.watch(run)
     return run
+
+
+def _keeper_of(parent: Run) -> Run | None:
+    keeper = parent._header.get("keeper")  # noqa: SLF001
+    return parent if keeper and keeper["uid"] == parent.uid else parent._keeper  # noqa: SLF001
 
 
 _PLACE = ("registry_uri", "experiment_name", "experiment_id", "artifact_location")

@@ -117,6 +117,8 @@ class Run:
         self._long_params: dict[str, Any] = {}
         self._nonfinite: set[str] = set()
         self._models: list[dict[str, Any]] = []
+        self._keeper: Run | None = None  # a run above, whose end says whether models here stay
+        self._held_models: list[dict[str, Any]] = []  # this run's, and those below that it decides about
         self._version_uid: str | None = None
         self._tables: list[dict[str, str]] = []
         self._system_metrics: SystemMetrics | None = None
@@ -565,6 +567,8 @@ class Run:
         if not is_kept:
             return
         self._models.append(record)
+        held = self._held_models if self._keeper is None else self._keeper._held_models  # noqa: SLF001
+        held.append({"uid": uid, "name": name, "of": self.uid})
         if registered and has_files:
             self.register_model(registered)
 
@@ -579,6 +583,24 @@ class Run:
         )
         self.set_tags({f"mlpipeline.without_files.{name}": "the spool was full"})
         return True
+
+    def take_models(self, child: Run) -> bool:
+        """Make the models logged in a child, and in runs under it, models of this run as well.
+
+        The children's models that were kept until now give way: they are deleted, unless they are
+        registered.
+
+        Args:
+            child: A child that ended with ``keeps_models=True``.
+
+        Returns:
+            Whether there was any.
+        """
+        self._check_open("take_models")
+        for model in child._held_models:
+            if self._append(Kind.MODEL, {**model, "keeper": child.uid}):
+                self._models.append(model)
+        return bool(child._held_models)
 
     def register_model(self, name: str, *, model_uid: str | None = None) -> None:
         """Register the model logged last, or the one of *model_uid*, as a version of *name*.
@@ -702,7 +724,7 @@ class Run:
 
     # --- ending ----------------------------------------------------------------------------------
 
-    def end(self, status: str = "FINISHED", *, end_ms: int | None = None) -> None:
+    def end(self, status: str = "FINISHED", *, end_ms: int | None = None, keeps_models: bool = False) -> None:
         """End the run. Returns at once; what is recorded is delivered whether or not anybody waits.
 
         A run of another process, or one of the user's own that we only add to, is not ended: this
@@ -711,6 +733,7 @@ class Run:
         Args:
             status: FINISHED, FAILED or KILLED.
             end_ms: When it ended, in ms since 1970; None is now.
+            keeps_models: Of a run opened with ``holds_models``: its models are delivered, not dropped.
         """
         if status not in STATUSES:
             raise UsageError(f"status {status!r} is unknown; accepted are {', '.join(STATUSES)}")
@@ -722,7 +745,8 @@ class Run:
             if self._journal is not None:
                 if self.owns_run:
                     at = {} if end_ms is None else {"end_ms": end_ms}
-                    self._append(Kind.END, {"status": status, **at}, is_synced=True)
+                    kept = {"keeps_models": True} if keeps_models else {}
+                    self._append(Kind.END, {"status": status, **at, **kept}, is_synced=True)
                 self._journal.close()
             self._status = status
         if self._journal is not None and self._journal.dropped:

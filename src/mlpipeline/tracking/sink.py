@@ -41,6 +41,9 @@ logger = logging.getLogger("mlpipeline")
 UID_TAG = "mlpipeline.uid"
 ATTEMPT_TAG = "mlpipeline.attempt"
 TWIN_TAG = "mlpipeline.twin_of"
+KEEPER_TAG = "mlpipeline.keeper"
+KEEPER_OF_TAG = "mlpipeline.keeper_of"
+KEPT_MS_TAG = "mlpipeline.kept_ms"
 
 _KIND = ("mlflow.experimentKind", "custom_model_development")
 """Lets MLflow's pages open an experiment of ours as model training, not as GenAI."""
@@ -381,6 +384,43 @@ class MlflowSink:
 
         self._do(send)
 
+    def take_model(self, model_id: str, run_id: str) -> None:
+        """Link a model to one more run; again changes nothing."""
+
+        def send() -> None:
+            from mlflow.entities import LoggedModelOutput
+
+            client = self._connected()
+            outputs = client.get_run(run_id).outputs
+            if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
+                client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+
+        self._do(send)
+
+    def drop_models(self, experiment_id: str, of: str, keeper: str, until_ms: int) -> None:
+        """Delete the models that children of a run kept up to a time, but for one child's.
+
+        Registered ones stay. MLflow keeps the files until ``mlflow gc``.
+
+        Args:
+            experiment_id: Their experiment.
+            of: Our name of the parent.
+            keeper: Our name of the child whose models stay.
+            until_ms: Models of children that ended later stay, too.
+        """
+
+        def send() -> None:
+            client = self._connected()
+            for model in client.search_logged_models(
+                [experiment_id], filter_string=f"tags.`{KEEPER_OF_TAG}` = '{_checked(of)}'"
+            ):
+                tags = model.tags
+                is_older = int(tags.get(KEPT_MS_TAG, 0)) <= until_ms
+                if is_older and tags.get(KEEPER_TAG) != keeper and not tags.get("mlflow.modelVersions"):
+                    client.delete_logged_model(model.model_id)
+
+        self._do(send)
+
     def ensure_registered_model(self, name: str) -> None:
         """Make a registered model, unless it exists."""
 
@@ -418,12 +458,17 @@ class MlflowSink:
 
         return self._do(make)
 
-    def set_aliases(self, name: str, version: int, aliases: Iterable[str]) -> None:
-        """Let aliases point to a version."""
+    def mark_version(self, name: str, version: int, model_id: str, aliases: Iterable[str]) -> None:
+        """Let aliases point to a version, and its model tell of it."""
 
         def send() -> None:
+            client = self._connected()
+            if not self.destination.is_http:
+                # A server does it by itself, when it registers.
+                store = client._tracking_client.store  # noqa: SLF001 - the client has no such call
+                store.set_model_versions_tags(name, str(version), model_id)
             for alias in aliases:
-                self._connected().set_registered_model_alias(name, alias, str(version))
+                client.set_registered_model_alias(name, alias, str(version))
 
         self._do(send)
 
