@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 from mlpipeline.tracking import trainings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mlpipeline.tracking.run import Run
 
 _runs: dict[str, Run] = {}
+_last_words: list[Callable[[], None]] = []
 _SETTLE_EVERY_S = 0.5
 _SETTLED_AT_ONCE = 100
 _state: dict[str, Any] = {"pid": os.getpid(), "is_armed": False, "settled_s": 0.0}
@@ -53,6 +56,11 @@ def _settle_oldest() -> None:
 def forget(run: Run) -> None:
     """Take a run off the list: its line is printed, or it needs none."""
     _runs.pop(run.uid, None)
+
+
+def before_exit(speak: Callable[[], None]) -> None:
+    """Call *speak* at exit, before the runs that are still open get their end."""
+    _last_words.append(speak)
 
 
 def watched() -> list[Run]:
@@ -99,6 +107,8 @@ def _is_interactive() -> bool:
 def _close_all() -> None:
     status = exit_status()
     trainings.abandon_all(_last_exception())
+    for speak in _last_words:
+        speak()
     runs = list(_runs.values())
     try:
         # Children first: a parent's end is the later one.

@@ -119,6 +119,7 @@ def open_run(
         header["keeper"] = parent._header["keeper"]  # noqa: SLF001
     if header["role"] == "guest":
         shared_uid = None  # it adds to the user's run, which is not ours to share
+        header["experiment"] |= {"name": None, "id": fluent.active_run_experiment_id}
     run_tags = {key: str(value) for key, value in {**config.tags, **(tags or {})}.items()}
     if config.description:
         run_tags["mlflow.note.content"] = config.description

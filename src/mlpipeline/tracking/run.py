@@ -584,7 +584,12 @@ class Run:
         self.set_tags({f"mlpipeline.without_files.{name}": "the spool was full"})
         return True
 
-    def take_models(self, child: Run) -> bool:
+    @property
+    def has_models(self) -> bool:
+        """Whether a model was logged here, or in a run whose models this one decides about."""
+        return bool(self._held_models)
+
+    def take_models(self, child: Run) -> None:
         """Make the models logged in a child, and in runs under it, models of this run as well.
 
         The children's models that were kept until now give way: they are deleted, unless they are
@@ -592,15 +597,11 @@ class Run:
 
         Args:
             child: A child that ended with ``keeps_models=True``.
-
-        Returns:
-            Whether there was any.
         """
         self._check_open("take_models")
         for model in child._held_models:
             if self._append(Kind.MODEL, {**model, "keeper": child.uid}):
                 self._models.append(model)
-        return bool(child._held_models)
 
     def register_model(self, name: str, *, model_uid: str | None = None) -> None:
         """Register the model logged last, or the one of *model_uid*, as a version of *name*.
