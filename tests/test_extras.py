@@ -27,6 +27,7 @@ def run_bare(code: str) -> subprocess.CompletedProcess[str]:
     [
         ("keras", "keras"),
         ("lightning", "lightning"),
+        ("optuna", "optuna"),
         ("sklearn", "sklearn"),
         ("torch", "torch"),
         ("xgboost", "xgboost"),

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import logging
 import os
 import re
 import sys
@@ -59,8 +58,6 @@ try:
     from optuna.trial import FrozenTrial, TrialState
 except ImportError as error:
     raise MissingExtraError("optuna", error.name or "optuna") from error
-
-logger = logging.getLogger("mlpipeline")
 
 RUN_ID_ATTRIBUTE_KEY = "mlflow_run_id"
 """System attribute of a trial with a live run: the run's local id, which every function here resolves."""
@@ -523,11 +520,12 @@ class _Study:
             return False
         if any(study in self._objects for study in _optimized()):
             return False
-        for number in list(self._trials):
-            with unharmed(f"trial {number}"):
-                self._settle(number)
-        self._moved_s = now_s  # the storage is not asked at every look
-        return not self._trials
+        with self._closing:
+            for number in list(self._trials):
+                with unharmed(f"trial {number}"):
+                    self._settle(number)
+            self._moved_s = now_s  # the storage is not asked at every look
+            return not self._trials
 
     def close(self, kind: type[BaseException] | None = None, *, is_final: bool = False) -> None:
         """Record what can be said of the study as a whole, and end its run, unless it goes on meanwhile.

@@ -622,6 +622,11 @@ def test_only_the_best_trial_keeps_its_model(store_uri, deliver, mlflow_client):
     assert [2.0] == callback.load_model().predict([[1.0]]).round(6).tolist()
     outputs = client.get_run(callback.run_id).outputs.model_outputs
     assert [model.model_id] == [output.model_id for output in outputs]
+    later = MLflowCallback(tracking_uri=store_uri, **OFFLINE)
+    study.optimize(lambda trial: 0.9, n_trials=1, callbacks=[later])
+    assert later.run.is_ended
+    deliver()
+    assert (callback.model_uri, 1) == (later.model_uri, later.model_version), "as it is"
 
 
 # --- nothing of the user's is touched -------------------------------------------------------------

@@ -163,9 +163,8 @@ class JournalWriter:
         descriptor = os.open(path, flags, 0o600)
         header = {**self._header, "writer": self.name, "host": liveness.host_id(), "pid": os.getpid()}
         # Twice: without a header nothing of a journal can be delivered, so no one damaged place may cost it.
-        start = records.preamble()
-        for _ in range(2):
-            start += records.json_frame(next(self._sequence), Kind.RUN, header)
+        twice = (next(self._sequence), next(self._sequence))
+        start = records.preamble() + records.json_frames(twice, Kind.RUN, header)
         try:
             if os.write(descriptor, start) != len(start):
                 raise OSError("the disk is full")

@@ -28,7 +28,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 FORMAT_VERSION = 1
 PREAMBLE = struct.Struct("<4sHH")
@@ -109,7 +109,13 @@ def framed(body: bytes) -> bytes:
 
 def json_frame(sequence: int, kind: Kind, content: Mapping[str, Any]) -> bytes:
     """Return the frame of a JSON record."""
-    return framed(_BODY_HEAD.pack(sequence, kind) + _to_json(content).encode("utf-8", "backslashreplace"))
+    return json_frames((sequence,), kind, content)
+
+
+def json_frames(sequences: Iterable[int], kind: Kind, content: Mapping[str, Any]) -> bytes:
+    """Return one JSON record as several frames, which are to outlive each other."""
+    payload = _to_json(content).encode("utf-8", "backslashreplace")
+    return b"".join(framed(_BODY_HEAD.pack(sequence, kind) + payload) for sequence in sequences)
 
 
 def key_set_id(names: Sequence[str]) -> bytes:

@@ -643,8 +643,8 @@ class Run:
         self.config.replace(model_name=name)
 
     def _model_state(self, is_met: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-        # Of a run that another process opened, the courier knows the models, and we do not.
-        is_attached = self._header.get("role") == "attached"
+        # Of a run that another process opened, too, the courier knows the models, and we do not.
+        is_attached = self._header.get("role") == "attached" or "is_shared" in self._header
         if self._home is None or not (self._models or is_attached) or self._is_traceless():
             return None
         uid = self._models[-1]["uid"] if self._models else None

@@ -11,13 +11,15 @@ is there only as long as there is something to attend to.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from typing import Protocol
 
 from mlpipeline.tracking import closing
-from mlpipeline.tracking.recorded import unharmed
+
+logger = logging.getLogger("mlpipeline")
 
 LOOK_EVERY_S = 0.25
 
@@ -58,19 +60,28 @@ def _look() -> None:
     while True:
         time.sleep(LOOK_EVERY_S)
         for item in list(_items):
-            with unharmed("the end of a search"):
-                if item.is_over():
-                    item.close()
+            _close(item)
         with _lock:
             if not _items:
                 _threads.clear()
                 return
 
 
+def _close(item: Attended, *, is_final: bool = False) -> None:
+    try:
+        if is_final:
+            item.close(is_final=True)
+        elif item.is_over():
+            item.close()
+    # Here is nobody to raise to, and what fails once would fail at every look.
+    except Exception:
+        leave(item)
+        logger.warning("could not record the end of a search", exc_info=True)
+
+
 def _close_all() -> None:
     for item in list(_items):
-        with unharmed("the end of a search"):
-            item.close(is_final=True)
+        _close(item, is_final=True)
 
 
 def _after_fork_in_child() -> None:
