@@ -431,6 +431,34 @@ def test_a_destination_that_is_absent_keeps_everything_until_it_is_back(
     assert [(0, 0.5)] == history(config, only_run(config), "loss")
 
 
+@pytest.mark.parametrize("moment", ["before it is put away", "while it is read", "after that"])
+def test_a_run_taken_up_as_it_is_put_away_loses_nothing(
+    store_uri: str, experiment: str, deliver: Deliver, home: Path, moment: str
+) -> None:
+    """Whenever a second ``fit`` comes: its journal is not deleted with the first one's."""
+    config = MLflowConfig(tracking_uri=store_uri, experiment_name=experiment, delivery="offline")
+    run = open_run(config)
+    run.end()
+    delivery = RunDelivery(Home(home), Home(home).run(run.uid))
+    sink = MlflowSink(run.destination)
+    while not delivery.is_finished:
+        delivery.deliver(sink)
+    if moment == "after that":
+        assert delivery.finish()
+    run.resume()
+    run.log_metrics({"loss": 0.5}, step=0)
+    if moment == "while it is read":
+        delivery.deliver(sink)
+        run.log_metrics({"loss": 0.25}, step=1)
+    assert delivery.finish() is False
+    assert (0 == delivery.deliver(sink)) == (moment == "after that"), "who put it away is through with it"
+    run.end("FAILED")
+    deliver()
+    assert "FAILED" == only_run(config).info.status
+    points = [(0, 0.5), (1, 0.25)] if moment == "while it is read" else [(0, 0.5)]
+    assert points == history(config, only_run(config), "loss")
+
+
 def test_an_earlier_attempts_late_end_is_discarded(
     config: MLflowConfig, deliver: Deliver, home: Path
 ) -> None:

@@ -468,9 +468,8 @@ class Courier:
                 worker = self._worker(delivery.destination())
                 worker.add(delivery)
                 self._deliveries[uid] = (delivery, worker)
-            if delivery.is_finished:
+            if delivery.is_finished and delivery.finish():
                 worker.remove(uid)
-                delivery.finish()
                 del self._deliveries[uid]
                 self.moved()
             else:

@@ -116,6 +116,8 @@ class RunDelivery:
         self._parcel: _Parcel | None = None
         self._changing = threading.RLock()
         self._creation = Creation(folder.uid, self.state, self._keeping)
+        self._delivering = threading.Lock()
+        self._is_away = False
         self._is_gone = False
         self._is_read = False
         self._seen_s = time.monotonic()
@@ -198,12 +200,16 @@ class RunDelivery:
             Unavailable: The destination cannot take it now; the same parcel is sent next time.
             NotYet: Its parent run has to be made first.
         """
+        with self._delivering:
+            return 0 if self._is_away else self._deliver(sink, limit_bytes)
+
+    def _deliver(self, sink: MlflowSink, limit_bytes: int) -> int:
         self.look()
         if not self.has_news():
             self.is_finished = self._is_done()
             self._is_read = True
             return 0
-        self._is_read = False
+        self.is_finished = self._is_read = False
         if self._parcel is None:
             self._parcel = self._read(limit_bytes)
         parcel = self._parcel
@@ -604,15 +610,29 @@ class RunDelivery:
             for writer, reader in self._readers.items()
         )
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Put a finished run away: its last state is kept, its journals and spool are deleted.
 
-        A training may take up the run again at this very moment. So only what is known is deleted,
-        and the folder goes by ``rmdir``, which the kernel refuses when something new is in it.
+        A training may take up the run again at this very moment. So nothing is deleted while `deliver`
+        takes in a journal, nor anything but what is known, and the folder goes by ``rmdir``, which the
+        kernel refuses when something new is in it.
+
+        Returns:
+            Whether it is away; if not, it goes on.
         """
-        spooled = _listed(self.folder.spool)
-        if set(self.folder.writers()) - set(self._readers):
-            return
+        if not self._delivering.acquire(blocking=False):
+            return False
+        try:
+            spooled = _listed(self.folder.spool)
+            self.is_finished = self._is_done() and not set(self.folder.writers()) - set(self._readers)
+            if self.is_finished:
+                self._is_away = True
+                self._put_away(spooled)
+            return self.is_finished
+        finally:
+            self._delivering.release()
+
+    def _put_away(self, spooled: list[str]) -> None:
         with self._changing:
             self.state.save(self._home.done_file(self.folder.uid))
             for name in spooled:
