@@ -649,7 +649,8 @@ def _token(study: optuna.Study) -> str:
     # database may round the time.
     first = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study_id, 0))
     token = _hash(study.study_name, first.datetime_start or uuid.uuid4())
-    storage.set_study_system_attr(study_id, _TOKEN_KEY, token)
+    with unharmed("the study's token in its storage"):
+        storage.set_study_system_attr(study_id, _TOKEN_KEY, token)
     return token
 
 

@@ -609,11 +609,14 @@ def test_only_the_best_trial_keeps_its_model(store_uri, deliver, mlflow_client):
         return values[trial.number]
 
     study = study_of()
-    study.optimize(objective, n_trials=4, callbacks=[callback])
+    study.optimize(objective, n_trials=4, callbacks=[callback, lambda *_: deliver()])
+    client = mlflow_client(store_uri)
+    place = client.get_experiment_by_name("study")
+    experiment = place.experiment_id
+    files = Path(place.artifact_location.removeprefix("file://")) / "models"
+    assert 2 == len(list(files.iterdir())), "trial 0, which was the best, and trial 2"
     assert callback.run.is_ended
     deliver()
-    client = mlflow_client(store_uri)
-    experiment = client.get_experiment_by_name("study").experiment_id
     (model,) = client.search_logged_models([experiment])
     assert "fit 2" == client.get_run(model.source_run_id).info.run_name
     assert f"models:/{model.model_id}" == callback.model_uri
