@@ -548,6 +548,7 @@ class _Study:
             if not self._run.is_ended:
                 with unharmed("what the study found"):
                     self._sum_up(self._run, study)
+                self._run.sync()
             with self._lock:
                 if moves == self._moves or is_final:
                     self._study = self._raised = None

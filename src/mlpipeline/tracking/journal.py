@@ -193,7 +193,7 @@ class JournalWriter:
         """
         with self._lock:
             is_written = self._write(records.json_frame(next(self._sequence), kind, content), 1)
-            if is_written and is_synced:
+            if is_written and is_synced and self._is_durable:
                 self.sync()
             return is_written
 
@@ -319,7 +319,7 @@ class JournalWriter:
 
     def sync(self) -> None:
         """Ask the kernel to put what was written onto the disk."""
-        if self._descriptor >= 0 and self._is_durable:
+        if self._descriptor >= 0:
             try:
                 os.fdatasync(self._descriptor) if hasattr(os, "fdatasync") else os.fsync(self._descriptor)
             except OSError as error:

@@ -124,6 +124,7 @@ def name_tags(names: Iterable[str]) -> dict[str, str]:
     return {_NAME_TAG + text_digest(name): name for name in names if not is_exact(metric_key(name))}
 
 
+@functools.lru_cache(maxsize=4096)  # the trials of a search have the same names
 def is_accepted(name: str) -> bool:
     """Whether MLflow takes this name as a metric, param or tag key."""
     return (

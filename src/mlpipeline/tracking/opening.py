@@ -80,7 +80,8 @@ def open_run(
         uid: Our name of the run, to continue it; None makes a new one.
         proposed_uid: Our name of a new run, unless another process has taken it; see `attached_run`.
         shared_uid: Our name of a run that any number of processes open, derived from what they have in
-            common: the first one makes it, and it is ended while none of them has it open.
+            common: the first one makes it, and it is ended while none of them has it open. Whoever opens
+            it says when to wait for the disk: `Run.sync`.
         start_ms: When it began, in ms since 1970; None is now.
 
     Returns:
@@ -141,8 +142,9 @@ def open_run(
     if uid is None and proposed_uid is not None and _claims(home, proposed_uid):
         uid = proposed_uid
     uid = uid or new_uid()
-    # What happened before is recorded in one go, by a fold or a trial that others wait for.
-    journal = JournalWriter(home, uid, header, is_durable=start_ms is None)
+    # What happened before is recorded in one go, by a fold or a trial that others wait for; a run that
+    # is shared is opened by one of them.
+    journal = JournalWriter(home, uid, header, is_durable=start_ms is None and shared_uid is None)
     run = Run(config, uid, header, journal=journal, home=home)
     run._keeper = keeper  # noqa: SLF001
     if journal.open():
