@@ -100,7 +100,7 @@ class Creation:
         return str(known["model_id"])
 
     def version(self, sink: MlflowSink, record: Mapping[str, Any]) -> int:
-        """Return the registered version that a record is about.
+        """Return the registered version that a record is about, with its aliases.
 
         Raises:
             Refused: Its model is not in MLflow.
@@ -118,6 +118,8 @@ class Creation:
                 sink.find_versions(name, uid),
                 lambda: sink.create_version(known["model_id"], str(self._state.run_id), record),
             )
+            # Before it is kept: whoever waits for a version loads it by its alias next.
+            sink.mark_version(name, version, known["model_id"], record.get("aliases", ()))
             with self._keeping():
                 known["registered_as"], known["version"] = name, version
                 versions[uid] = version

@@ -586,11 +586,8 @@ class RunDelivery:
             self.state.models[item["uid"]]["is_ready"] = True
 
     def _register(self, sink: MlflowSink, item: dict[str, Any]) -> None:
-        known = self.state.models.get(item["model_uid"], {})
-        if known.get("is_dropped"):
-            return
-        version = self._creation.version(sink, item)
-        sink.mark_version(item["name"], version, known["model_id"], item.get("aliases", ()))
+        if not self.state.models.get(item["model_uid"], {}).get("is_dropped"):
+            self._creation.version(sink, item)
 
     def _spooled(self, name: str) -> Path:
         # A journal is data: what it names must lie inside the spool, wherever a link leads.
