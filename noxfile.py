@@ -48,7 +48,8 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests and the code blocks of README and docs, with every framework installed."""
     install(session, "-e", ".[all,dev]")
-    session.run("pytest", *session.posargs, env=QUIET)
+    # Most of them wait for processes and servers. A file stays with one worker, for its fixtures.
+    session.run("pytest", "-n", "3", "--dist", "loadfile", *session.posargs, env=QUIET)
 
 
 @nox.session

@@ -309,6 +309,7 @@ class _Study:
         self._seen_error: BaseException | None = None
         self._best: FrozenTrial | None = None
         self._best_run: Run | None = None
+        self._told_best: tuple[int, float | None] = (-1, None)
         self._ranked_s = 0.0
 
     @classmethod
@@ -494,10 +495,15 @@ class _Study:
                 self._parent.set_tags(
                     {"best_trial": best.number, "best_run": f"{LOCAL_PREFIX}{run.uid}", **tags}
                 )
-            # Trials may end out of order; a run's value is the one at its highest step.
-            curve = {f"best_{self._options.names[0]}": best.value}
-            self._parent.log_metrics(curve, self._highest, timestamp_ms=end_ms)
+            if trial.state is TrialState.COMPLETE:
+                # Trials may end out of order; a run's value is the one at its highest step.
+                self._log_best(best, self._highest, end_ms)
         return is_best
+
+    def _log_best(self, best: FrozenTrial, step: int, at_ms: int | None = None) -> None:
+        if (step, best.value) != self._told_best:
+            self._told_best = step, best.value
+            self._parent.log_metrics({f"best_{self._options.names[0]}": best.value}, step, timestamp_ms=at_ms)
 
     def _may_be_best(self, trial: FrozenTrial) -> bool:
         if trial.state is not TrialState.COMPLETE or trial.value is None:
@@ -586,7 +592,8 @@ class _Study:
             run.log_metrics({"pareto_trials": len(best)}, last)
             run.log_dict([_facts(trial) for trial in best], "pareto_trials.json")
         elif (top := self._best_trial(study)) is not None:
-            run.log_metrics({f"best_{self._options.names[0]}": top.value}, last)
+            if self._told_best[1] != top.value:  # another process found it
+                self._log_best(top, last)
             run.log_dict(_facts(top), "best_trial.json")
             found = self._best_run
             if found is not None and found.has_models and found.uid == self._uid_of(top.number):

@@ -18,6 +18,7 @@ import random
 import signal
 import sys
 import threading
+import time
 import types
 import warnings
 from collections.abc import Iterator, Mapping
@@ -129,6 +130,9 @@ def _parts(value: Any) -> dict[str, Any]:
 # --- the process -----------------------------------------------------------------------------------
 
 
+_ENDING_S = 1.0
+
+
 @contextmanager
 def leaving() -> Iterator[list[str]]:
     """See what a block leaves in the process.
@@ -140,10 +144,12 @@ def leaving() -> Iterator[list[str]]:
     facts, definitions = dict(_facts()), list(_definitions())
     yield left
     gc.collect()
-    now, absent = dict(_facts()), object()
-    left += [
-        name for name in facts.keys() | now.keys() if _differs(facts.get(name, absent), now.get(name, absent))
-    ]
+    changed = _changed_facts(facts)
+    end_s = time.monotonic() + _ENDING_S
+    while "threads" in changed and time.monotonic() < end_s:
+        time.sleep(0.05)  # a thread that has heard that it is to end
+        changed = _changed_facts(facts)
+    left += changed
     # What an import adds is no trace; what takes the place of somebody else's function is.
     left += [
         f"definition of {name}.{key}"
@@ -151,6 +157,12 @@ def leaving() -> Iterator[list[str]]:
         if place.get(key) is not value
     ]
     left.sort()
+
+
+def _changed_facts(facts: Mapping[str, Any]) -> list[str]:
+    now, absent = dict(_facts()), object()
+    names = facts.keys() | now.keys()
+    return [name for name in names if _differs(facts.get(name, absent), now.get(name, absent))]
 
 
 def _differs(before: Any, after: Any) -> bool:
