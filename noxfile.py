@@ -29,18 +29,20 @@ def install(session: nox.Session, *packages: str) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Run the quickstart as a user would, in the folder demo/; the next run compares itself with this one."""
-    install(session, ".[lightning,plots]")
+    """Run every example as a user would, in the folder demo/; the next run compares itself with this one."""
+    install(session, ".[lightning,xgboost,optuna,sklearn,keras,torch,plots]", "palmerpenguins")
     folder = ROOT / "demo"
     folder.mkdir(exist_ok=True)
+    examples = sorted({path.stem for path in (ROOT / "examples").glob("*.py")} - {"quickstart", "overview"})
     with session.chdir(folder):
-        session.run(
-            "python",
-            str(ROOT / "examples" / "quickstart.py"),
-            *session.posargs,
-            # The journal too, so that deleting the folder leaves nothing behind.
-            env={**QUIET, "MLPIPELINE_HOME": str(folder / "home")},
-        )
+        for name in session.posargs or ["quickstart", *examples, "overview"]:
+            session.log(f"examples/{name}.py")
+            session.run(
+                "python",
+                str(ROOT / "examples" / f"{name}.py"),
+                # The journal too, so that deleting the folder leaves nothing behind.
+                env={**QUIET, "MLPIPELINE_HOME": str(folder / "home")},
+            )
     session.log(f"Everything it wrote is in {folder}")
 
 

@@ -20,7 +20,7 @@ def main() -> None:
     data = load_wine(as_frame=True)
     train, test, train_kinds, test_kinds = train_test_split(data.data, data.target, random_state=7)
     callback = MLflowCallback(
-        {"tracking_uri": "sqlite:///mlflow.db", "register_model": True, "model_name": "wine"},
+        {"tracking_uri": "sqlite:///mlflow.db", "register_model": True, "model_name": "wine-search"},
         metric_name="accuracy",
     )
 
@@ -39,7 +39,7 @@ def main() -> None:
         return accuracy
 
     study = optuna.create_study(
-        study_name="wine",
+        study_name="wine-search",
         storage="sqlite:///optuna.db",
         load_if_exists=True,
         direction="maximize",
@@ -47,7 +47,7 @@ def main() -> None:
     )
     study.optimize(objective, n_trials=20, n_jobs=2, callbacks=[callback])
 
-    tracker = MLflowTracker(tracking_uri="sqlite:///mlflow.db", experiment_name="wine")
+    tracker = MLflowTracker(tracking_uri="sqlite:///mlflow.db", experiment_name="wine-search")
     run = tracker.get_run_info(callback.run_id)
     print(f"trial {run.tags['best_trial']} of {len(study.trials)} is the best: {study.best_value:.3f}")
     print(

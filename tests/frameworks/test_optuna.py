@@ -139,9 +139,9 @@ def test_the_callback_alone_records_every_trial_as_it_was(callback, found, histo
     tags = {"best_trial": str(best.number), "best_params.x": str(best.params["x"])}
     assert tags.items() <= parent.data.tags.items()
     assert best.value == parent.data.metrics["best_value"]
-    values = [trial.value if trial.state is TrialState.COMPLETE else np.inf for trial in study.trials]
-    curve = dict(history(parent, "best_value"))
-    assert curve == dict(enumerate(np.minimum.accumulate(values)))
+    complete = {trial.number: trial.value for trial in study.trials if trial.state is TrialState.COMPLETE}
+    so_far = np.minimum.accumulate(list(complete.values()))
+    assert list(zip(complete, so_far, strict=True)) == history(parent, "best_value")
     counts = {"trials_complete": 3, "trials_pruned": 1, "trials_fail": 2}
     assert counts.items() <= parent.data.metrics.items()
     client = mlflow_client(store_uri)
