@@ -74,7 +74,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types against MLflow's and Optuna's own; the large frameworks are left out (see pyproject)."""
-    install(session, "-e", ".[optuna]", "mypy", "types-PyYAML")
+    install(session, "-e", ".[optuna,testing]", "mypy", "types-PyYAML")
     session.run("mypy", *session.posargs)
 
 
