@@ -21,6 +21,7 @@ import numpy as np
 import optuna
 import optuna_integration.mlflow
 import pytest
+import xgboost
 from lightning.pytorch.demos.boring_classes import BoringModel
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
@@ -33,6 +34,7 @@ from mlpipeline.optuna import RUN_ID_ATTRIBUTE_KEY, MLflowCallback
 from mlpipeline.testing import record
 from mlpipeline.tracking.opening import open_run
 from mlpipeline.tracking.recorded import Recorded
+from mlpipeline.xgboost import MLflowCallback as XGBoostCallback
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -278,14 +280,16 @@ class Fit(Recorded):
 
 
 def test_what_the_objective_trains_is_nested_trial_by_trial(callback, deliver, store_uri, mlflow_client):
-    """Study, trial, fit: with ``n_jobs=2``, Lightning and another, nothing gets mixed up."""
+    """Study, trial, fit: with ``n_jobs=2``, Lightning and XGBoost, nothing gets mixed up."""
     meet = threading.Barrier(2)
+    rows = xgboost.DMatrix(np.eye(3), label=[0, 1, 0])
 
     @callback.track_in_mlflow()
     def objective(trial):
         x = trial.suggest_float("x", -1, 1)
         meet.wait(30)  # both are running now
-        Fit(run_name="other").fit(x)
+        boost = XGBoostCallback(run_name="xgboost", params={"x": x}, log_model=False)
+        xgboost.train({}, rows, 2, [(rows, "train")], callbacks=[boost], verbose_eval=False)
         fit = LightningCallback(run_name="lightning", params={"x": x}, log_model=False)
         pl.Trainer(
             max_epochs=1,
@@ -314,9 +318,9 @@ def test_what_the_objective_trains_is_nested_trial_by_trial(callback, deliver, s
     assert [0, 1, 2, 3] == sorted(int(run.data.tags["number"]) for run in trials)
     assert below.keys() == {run.info.run_id for run in trials}
     for run in trials:
-        other, lightning = sorted(below[run.info.run_id], key=lambda fit: fit.info.run_name, reverse=True)
-        assert ("other", "lightning") == (other.info.run_name, lightning.info.run_name)
-        assert run.data.metrics["value"] == other.data.metrics["seen"] == float(lightning.data.params["x"])
+        fits = sorted(below[run.info.run_id], key=lambda fit: fit.info.run_name)
+        assert ["lightning", "xgboost"] == [fit.info.run_name for fit in fits]
+        assert [run.data.metrics["value"]] * 2 == [float(fit.data.params["x"]) for fit in fits]
         uid = study.trials[int(run.data.tags["number"])].system_attrs[RUN_ID_ATTRIBUTE_KEY]
         assert f"local-{run.data.tags['mlpipeline.uid']}" == uid
 
