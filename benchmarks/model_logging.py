@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
+
+# Files beside this one have the names of packages, and their folder comes first.
+sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
 
 import mlflow
 import mlflow.sklearn

@@ -18,6 +18,9 @@ import tempfile
 import timeit
 from pathlib import Path
 
+# Files beside this one have the names of packages, and their folder comes first.
+sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+
 from mlpipeline import MLflowConfig
 
 PAIRS = 5
