@@ -77,19 +77,6 @@ def offline(store_uri, home):
 
 
 @pytest.fixture
-def runs(store_uri, deliver, mlflow_client):
-    """Deliver, then return the runs in the order of their start."""
-
-    def runs():
-        deliver()
-        client = mlflow_client(store_uri)
-        found = client.search_runs([item.experiment_id for item in client.search_experiments()])
-        return sorted(found, key=lambda run: run.info.start_time)
-
-    return runs
-
-
-@pytest.fixture
 def points(store_uri, mlflow_client):
     """Read one metric of a run back: its values by step."""
     return lambda run, key: {

@@ -2,8 +2,8 @@
 
 A run left open gets the status of the interpreter's exit: FINISHED after a normal one, FAILED after
 an unhandled exception, KILLED after Ctrl-C; in IPython, where an exception ends a cell and not the
-session, FINISHED. A training in the middle never finished: see `trainings`. A signal that kills the process ends it before this code: then the freed lock
-tells the courier, and the run becomes KILLED.
+session, FINISHED. A training in the middle never finished: see `trainings`. A signal that kills the
+process ends it before this code: then the freed lock tells the courier, and the run becomes KILLED.
 """
 
 from __future__ import annotations
