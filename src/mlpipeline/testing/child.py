@@ -149,9 +149,8 @@ def _loaded(file: str, name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     found: Any = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = (
-        found  # as importlib documents it: what a training pickles is found under its module
-    )
+    # As importlib documents it: what a training pickles is looked up under its module's name.
+    sys.modules[spec.name] = found
     spec.loader.exec_module(found)
     for part in name.split("."):
         found = getattr(found, part)
