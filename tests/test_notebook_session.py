@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 import mlpipeline
+from mlpipeline.testing.places import wait_until
 from mlpipeline.tracking.account import courier_reports
 from mlpipeline.tracking.home import Home
 
@@ -62,10 +62,7 @@ def run_cell(client, code):
 def interrupt_cell(manager, client, code):
     """Run a cell that touches the file "trains" when it is under way, and interrupt it then."""
     client.execute(code)
-    deadline_s = time.monotonic() + 60
-    while not Path("trains").exists():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    wait_until(Path("trains").exists)
     manager.interrupt_kernel()
     return client.get_shell_msg(timeout=60)["content"].get("ename")
 
@@ -83,14 +80,13 @@ def test_every_cell_leaves_the_true_status_behind(store_uri, home, mlflow_client
         assert "KeyboardInterrupt" == interrupt_cell(manager, client, endless)
         assert run_cell(client, "first = train('again')") is None
         assert run_cell(client, "kept = first.run_id") is None
-        statuses = wait_for_statuses(mlflow_client(store_uri), count=4)
         expected = {"whole": "FINISHED", "broken": "FAILED", "stopped": "KILLED", "again": "FINISHED"}
-        assert expected == statuses
+        wait_until(lambda: expected == statuses_of(mlflow_client(store_uri)), home=home)
         client.execute("train('killed', lambda epoch: time.sleep(0.05), 9999)")
-        wait_until(lambda: "killed" in statuses_of(mlflow_client(store_uri)))
+        wait_until(lambda: "killed" in statuses_of(mlflow_client(store_uri)), home=home)
         os.kill(manager.provisioner.pid, signal.SIGKILL)
-        wait_until(lambda: statuses_of(mlflow_client(store_uri))["killed"] == "KILLED")
-    wait_until(lambda: not courier_reports(Home(home)))
+        wait_until(lambda: statuses_of(mlflow_client(store_uri))["killed"] == "KILLED", home=home)
+    wait_until(lambda: not courier_reports(Home(home)), home=home)
 
 
 def statuses_of(client):
@@ -98,19 +94,3 @@ def statuses_of(client):
     experiment = client.get_experiment_by_name("ml-pipeline-experiment")
     runs = client.search_runs([experiment.experiment_id]) if experiment is not None else []
     return {run.info.run_name: run.info.status for run in runs}
-
-
-def wait_for_statuses(client, count):
-    """The statuses as soon as so many runs have ended."""
-    wait_until(
-        lambda: list(statuses_of(client).values()).count("RUNNING") == 0 and len(statuses_of(client)) == count
-    )
-    return statuses_of(client)
-
-
-def wait_until(holds, timeout_s=60.0):
-    """Wait until a condition holds."""
-    deadline_s = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline_s, "it never held"
-        time.sleep(0.1)

@@ -12,7 +12,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from mlpipeline.core.errors import ConfigError, UsageError
 from mlpipeline.lightning import MLflowCallback as LightningCallback
 from mlpipeline.optuna import RUN_ID_ATTRIBUTE_KEY, MLflowCallback
 from mlpipeline.testing import record
+from mlpipeline.testing.places import wait_until
 from mlpipeline.tracking.opening import open_run
 from mlpipeline.tracking.recorded import Recorded
 from mlpipeline.xgboost import MLflowCallback as XGBoostCallback
@@ -470,10 +470,7 @@ def test_the_end_comes_by_itself_and_the_study_goes_on(callback, found, deliver)
     study = study_of()
     study.optimize(parabola, n_trials=2, callbacks=[callback])
     run = callback._run
-    deadline_s = time.monotonic() + 20
-    while not run.is_ended and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    assert run.is_ended
+    wait_until(lambda: run.is_ended)
     deliver()
     study.optimize(parabola, n_trials=2, callbacks=[callback])
     assert not run.is_ended
@@ -655,10 +652,7 @@ def test_the_study_is_what_it_is_without_us(callback):
     assert {} == tracked.user_attrs == tracked.trials[0].user_attrs
     assert {RUN_ID_ATTRIBUTE_KEY} == set(tracked.trials[0].system_attrs)
     assert before == touched()
-    deadline_s = time.monotonic() + 5
-    while any("mlpipeline-watch" == thread.name for thread in threading.enumerate()):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    wait_until(lambda: all("mlpipeline-watch" != thread.name for thread in threading.enumerate()))
 
 
 def test_a_copy_records_the_same_study(callback, found):

@@ -8,7 +8,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 import uuid
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from mlflow.utils.rest_utils import MlflowHostCreds, http_request
 
 from mlpipeline import MLflowConfig
 from mlpipeline.core import credentials
+from mlpipeline.testing.places import wait_until
 from mlpipeline.tracking.account import account_of, accounts, courier_reports
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
@@ -154,14 +154,6 @@ print(run.wait(insist_s=float(sys.argv[3])))
 """
 
 
-def wait_until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    """Wait until a condition holds."""
-    end_s = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < end_s
-        time.sleep(0.1)
-
-
 def train(uri: str, experiment: str, insist_s: float = 0.0) -> subprocess.Popen[str]:
     """Start a training in a process of its own; it ends when it is told to."""
     command = [sys.executable, "-c", TRAINING, uri, experiment, str(insist_s)]
@@ -190,7 +182,7 @@ def test_a_training_with_a_newer_password_takes_over_from_the_courier_with_the_o
     assert "pending=0" in finish(train(right, "rotated", insist_s=60))
     (serves,) = courier_reports(Home(home))
     assert serves["pid"] != served["pid"]
-    wait_until(lambda: not [account for account in accounts(Home(home)) if account.counts.pending])
+    wait_until(lambda: not [account for account in accounts(Home(home)) if account.counts.pending], home=home)
     client = MlflowClient(right)
     experiment = client.get_experiment_by_name("rotated")
     assert experiment is not None
@@ -210,7 +202,7 @@ def test_two_users_at_once_are_served_by_a_courier_each(auth_server, home: Path)
         http_request(creds, "/api/2.0/mlflow/users/create", "POST", json=person).raise_for_status()
         uris.append(auth_server.uri.replace("//", f"//{name}:twelve-letters-1@"))
     trainings = [train(uri, f"of-{name}", insist_s=60) for uri, name in zip(uris, names, strict=True)]
-    wait_until(lambda: 2 == len(courier_reports(Home(home))))
+    wait_until(lambda: 2 == len(courier_reports(Home(home))), home=home)
     assert all("pending=0" in finish(training) for training in trainings)
     for uri, name in zip(uris, names, strict=True):
         experiment = MlflowClient(admin).get_experiment_by_name(f"of-{name}")

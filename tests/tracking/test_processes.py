@@ -18,6 +18,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlpipeline import MLflowConfig
+from mlpipeline.testing.places import wait_until
 from mlpipeline.tracking import liveness
 from mlpipeline.tracking.account import account_of, courier_reports
 from mlpipeline.tracking.dispatch import Dispatch
@@ -58,14 +59,6 @@ def statuses(uri: str, experiment: str) -> dict[str, str]:
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     return {run.info.run_name: run.info.status for run in client.search_runs([found.experiment_id])}
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
-    """Wait until a condition holds."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition never held"
-        time.sleep(0.05)
 
 
 def stop_courier(home: Path) -> None:
@@ -303,10 +296,10 @@ def test_a_killed_courier_is_replaced_and_nothing_is_lost(
     run = open_run(config)
     for step in range(3000):
         run.log_metrics({"loss": step}, step=step)
-    wait_for(lambda: liveness.is_held(Home(home).post().lock))
+    wait_until(lambda: liveness.is_held(Home(home).post().lock), home=home)
     time.sleep(random.Random(SEED).uniform(0, 3))
     stop_courier(home)
-    wait_for(lambda: not liveness.is_held(Home(home).post().lock))
+    wait_until(lambda: not liveness.is_held(Home(home).post().lock), home=home)
     run._dispatch()._spawned_s = -1e9
     run.end()
     run.wait(insist_s=60)
@@ -324,7 +317,7 @@ def test_the_courier_is_nice_to_others_once_it_has_delivered(
 ) -> None:
     """Not before: at a low priority on a busy machine, its imports took 23 seconds instead of 3."""
     run = open_run(MLflowConfig(tracking_uri=store_uri, experiment_name="nice"))
-    wait_for(lambda: courier_reports(Home(home)))
+    wait_until(lambda: courier_reports(Home(home)), home=home)
     (report,) = courier_reports(Home(home))
     own = os.getpriority(os.PRIO_PROCESS, 0)
 
@@ -367,3 +360,36 @@ def test_starting_a_courier_leaves_no_child_behind(store_uri: str, home: Path, c
     """
     _, out, _ = run_script(code, MLFLOW_TRACKING_URI=store_uri)
     assert "no children\n" == out
+
+
+def test_a_ctrl_c_does_not_reach_a_courier_that_is_being_started(
+    store_uri: str, home: Path, clean_courier: None
+) -> None:
+    """A terminal and a notebook send it to the whole process group, whatever is half started in there."""
+    code = """
+        import os, signal, threading, time
+        from mlpipeline import MLflowConfig
+        from mlpipeline.tracking.opening import open_run
+        os.setpgrp()
+        signal.signal(signal.SIGINT, lambda *_: None)
+        opened = threading.Event()
+        def interrupt():
+            while not opened.is_set():
+                os.killpg(0, signal.SIGINT)
+                time.sleep(0.005)
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        run = open_run(MLflowConfig(experiment_name="ctrl-c"))
+        opened.set()
+        thread.join()
+        print("started", flush=True)
+        time.sleep(600)
+    """
+    process = start(code, MLFLOW_TRACKING_URI=store_uri)
+    assert process.stdout is not None
+    assert "started\n" == process.stdout.readline()
+    try:
+        wait_until(lambda: courier_reports(Home(home)), within_s=30, home=home)
+    finally:
+        process.kill()
+        process.communicate()

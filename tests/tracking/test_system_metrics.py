@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlpipeline import MLflowConfig
 from mlpipeline.testing import record
+from mlpipeline.testing.places import wait_until
 from mlpipeline.tracking import system_metrics
 from mlpipeline.tracking.opening import open_run
 
@@ -19,10 +20,7 @@ def test_the_machine_is_sampled_until_the_run_ends(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(system_metrics, "SAMPLE_EVERY_S", 0.02)
     with record() as recorded:
         run = open_run(MLflowConfig(log_system_metrics=True))
-        deadline_s = time.monotonic() + 10
-        while len(recorded.metrics.get("system/cpu_utilization_percentage", [])) < 3:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        wait_until(lambda: len(recorded.metrics.get("system/cpu_utilization_percentage", [])) >= 3)
         run.end()
         count = len(recorded.metrics["system/cpu_utilization_percentage"])
         time.sleep(0.1)

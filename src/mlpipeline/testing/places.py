@@ -7,6 +7,8 @@
     store.db          migrated once, copied per test       migrated_store, copied_store
     mlflow server     a real one, on a store of its own    serving
 
+What other processes do is waited for with `wait_until`, which tells what the home knows if it never comes.
+
 Nothing here needs pytest.
 """
 
@@ -25,12 +27,14 @@ import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlpipeline.tracking import closing
+from mlpipeline.tracking.account import accounts, courier_reports
+from mlpipeline.tracking.home import Home
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _SERVER_START_S = 100
@@ -63,6 +67,30 @@ def isolated(folder: Path) -> Iterator[Path]:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ |= before
+
+
+def wait_until(holds: Callable[[], Any], *, within_s: float = 90.0, home: Path | None = None) -> None:
+    """Wait until *holds* gives a true value.
+
+    Args:
+        holds: Asked ten times a second.
+        within_s: Seconds to wait at most; a courier beside a busy test suite needs its time.
+        home: A journal home whose couriers are waited for.
+
+    Raises:
+        AssertionError: It did not hold in that time; with what the home tells of its runs and couriers.
+    """
+    deadline_s = time.monotonic() + within_s
+    while not holds():
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"it did not hold within {within_s:g} s" + (_told(home) if home else ""))
+        time.sleep(0.1)
+
+
+def _told(folder: Path) -> str:
+    home = Home(folder)
+    log = home.courier_log.read_text("utf-8", "replace")[-3000:] if home.courier_log.exists() else "(no log)"
+    return "\n".join(["", *map(str, accounts(home)), *map(str, courier_reports(home)), log])
 
 
 def clean_environ() -> dict[str, str]:

@@ -41,8 +41,9 @@ PATIENCE_S = 2.0
 _POLL_S = 0.02
 _FIRST_SIGN_S = 8.0
 
-# Forks once, so that the courier is nobody's child: no zombie, no signal from the trainer's group.
-_LAUNCH = "import os,sys\nif os.fork():os._exit(0)\nos.setsid()\nos.execv(sys.argv[1],sys.argv[1:])"
+# Forks once, so that the courier is nobody's child: no zombie.
+_LAUNCH = "import os,sys\nif os.fork():os._exit(0)\nos.execv(sys.argv[1],sys.argv[1:])"
+_LAUNCHES = 3
 # Not -m: sys.path[0] would be the working directory. The package's own folder comes last, behind
 # everything the interpreter finds by itself.
 _COURIER = (
@@ -166,15 +167,21 @@ class Dispatch:
         try:
             told = [str(self.home.path), self._identity, self.secret()]
             courier = [sys.executable, "-c", _COURIER, str(package), *told]
-            subprocess.run(
-                [sys.executable, "-I", "-S", "-c", _LAUNCH, *courier],
-                cwd=self.home.path,
-                env=credentials.environment_for(*self._uris),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                check=False,
-            )
+            # A Ctrl-C goes to the trainer's whole process group, which the launcher leaves before Python
+            # starts in it. A moment earlier the signal still ends it; then another is started.
+            for _ in range(_LAUNCHES):
+                launched = subprocess.run(
+                    [sys.executable, "-I", "-S", "-c", _LAUNCH, *courier],
+                    cwd=self.home.path,
+                    env=credentials.environment_for(*self._uris),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    check=False,
+                )
+                if launched.returncode == 0:
+                    return
         finally:
             os.close(log)
 
