@@ -12,13 +12,15 @@ from mlflow import MlflowClient
 from sklearn.linear_model import LinearRegression
 
 from mlpipeline import MLflowConfig
-from mlpipeline.testing.faults import FaultyProxy, answered, cut, first, only
+from mlpipeline.testing.faults import FaultyProxy, answered, cut, first, only, passed
 from mlpipeline.tracking import creation
+from mlpipeline.tracking.account import account_of
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from mlpipeline.testing.faults import Exchange
     from mlpipeline.tracking.run import Run
@@ -149,3 +151,20 @@ def test_a_server_that_wants_to_rest_is_left_alone_so_long(
     assert asked_s[1] - asked_s[0] >= 2.0
     deliver()
     assert all((["FINISHED"], ["READY"], ["1"]) == left(server.uri, run) for run in runs)
+
+
+def test_an_end_that_has_not_arrived_is_pending(
+    proxy: FaultyProxy, home: Path, deliver: Callable[[], None]
+) -> None:
+    """It is sent after everything else, and what waits for a run waits for it too."""
+    run = open_run(MLflowConfig(tracking_uri=proxy.uri, experiment_name="ends", delivery="offline"))
+    run.log_metrics({"loss": 0.5}, step=0)
+    run.end()
+    proxy.fault = only("/runs/update", cut)
+    deliver()
+    counts = account_of(Home(home), run.uid).counts
+    assert (1, 1) == (counts.delivered, counts.pending)
+    proxy.fault = passed
+    deliver()
+    counts = account_of(Home(home), run.uid).counts
+    assert (2, 0) == (counts.delivered, counts.pending)

@@ -92,6 +92,9 @@ def account_of(home: Home, uid: str) -> RunAccount:
         is_live |= reader.is_alive()
         if reader.header:
             tracking_uri = public_uri(reader.header["destination"]["tracking_uri"])
+    # Taken over from the journal, and counted with it, but sent only after everything else.
+    is_end_due = state.end is not None and not state.is_ended and state.end["attempt"] >= state.attempt
+    unsent = int(is_end_due and not is_live)
     dead = home.dead_file(uid)
     return RunAccount(
         uid,
@@ -99,7 +102,7 @@ def account_of(home: Home, uid: str) -> RunAccount:
         tracking_uri,
         is_live,
         state.is_ended,
-        DeliveryCounts(state.delivered, pending, state.refused, state.dropped),
+        DeliveryCounts(state.delivered - unsent, pending + unsent, state.refused, state.dropped),
         problem,
         str(dead) if dead.exists() else None,
     )
