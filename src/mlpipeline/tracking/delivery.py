@@ -232,6 +232,7 @@ class RunDelivery:
                 rank = "ms" if self._is_shared() else "attempt"
                 if state.end is None or end[rank] >= state.end[rank]:
                     state.end = end
+                    state.is_ended = state.is_ended or self._is_gone
             state.delivered += count
             state.dropped += parcel.dropped
             state.damaged = sum(reader.damaged for reader in self._readers.values())
@@ -646,8 +647,10 @@ class RunDelivery:
                     return
 
     def set_problem(self, problem: str | None) -> None:
-        """Write down what stands in the way, for those who ask."""
+        """Write down what stands in the way, for those who ask; of a run that is gone that stays."""
         with self._changing:
+            if problem is None and self._is_gone:
+                return
             if self.state.problem != problem:
                 self.state.problem = problem
                 self._save()

@@ -148,7 +148,7 @@ class RunState:
             steps up to it, and the values recorded first stand.
         overlap: Points of a resumed training that were not stored again.
         end: The status to end the run with, once every journal of it is acknowledged.
-        is_ended: The end was delivered.
+        is_ended: The end was delivered, or the run is gone and there is nothing to end.
         last_ms: When the newest record delivered was recorded; the end of a run that was killed.
         delivered: Records delivered; a point of a metric counts as one.
         refused: Records in the dead letters.
