@@ -11,6 +11,7 @@ namespace and a folder, as if a reader typed them into one session:
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 # Keras picks its backend when it is imported, and would pick one that is not among the extras.
 os.environ.setdefault("KERAS_BACKEND", "torch")
+
+# A shell ignores it in what it runs in the background, and every process below inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser()],
