@@ -24,7 +24,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlpipeline.core.errors import MissingExtraError
+from mlpipeline.core.errors import MissingExtraError, UsageError
 from mlpipeline.tracking.recorded import Recorded, unharmed
 
 if TYPE_CHECKING:
@@ -121,6 +121,11 @@ class MLflowCallback(Recorded, pl.Callback):
 
     # --- a training begins and ends ---------------------------------------------------------------
 
+    def setup(self, trainer: Any, pl_module: Any = None, stage: str | None = None) -> None:
+        """Do nothing, unless Lightning was given the class."""
+        if not isinstance(self, MLflowCallback):  # called on the class, with the trainer as self
+            raise UsageError("callbacks=[MLflowCallback] holds the class; write callbacks=[MLflowCallback()]")
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Open the run; on a resumed training, its own again."""
         is_continued = self._records(trainer) and self._resumed_uid is None
@@ -159,9 +164,9 @@ class MLflowCallback(Recorded, pl.Callback):
             self._log_models(run, trainer, pl_module)
         self._close()
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException | None = None) -> None:
         """End the run with the status the exception means; the exception goes on, untouched."""
-        if self._active(trainer) is None:
+        if exception is None or self._active(trainer) is None:  # None: called on the class, see setup
             return
         self._detach(trainer)
         if self._example is not None:

@@ -171,6 +171,10 @@ class MLflowCallback(Recorded):
         becomes children of them. An exception that ends the study is seen. The objective may be a method
         and take other arguments beside the trial.
         """
+        if not isinstance(self, MLflowCallback):
+            raise UsageError(
+                "@MLflowCallback.track_in_mlflow is of the class; write @callback.track_in_mlflow()"
+            )
         if function is None:
             return self.track_in_mlflow
 

@@ -18,6 +18,7 @@ import copy
 import math
 import os
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mlpipeline.core.errors import MissingExtraError, UnloggableError, UsageError
@@ -37,7 +38,7 @@ from mlpipeline.tracking.surroundings import process_rank
 from mlpipeline.tracking.trainings import status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
@@ -257,9 +258,11 @@ class MLflowLoop(Recorded):
 
         Raises:
             UnloggableError: A value is not a number.
-            UsageError: There is no run: the call stands outside of the with block.
+            UsageError: There is no run: the call stands outside of the with block; or *metrics* is none.
         """
         self._check_inside("log()")
+        if metrics is not None and not isinstance(metrics, Mapping):
+            raise UsageError(f"log({metrics!r}): write log(loss={metrics!r}) or log({{'loss': {metrics!r}}})")
         if self._run is None or not self._run.is_enabled or (self._is_in_batch and not self._is_due()):
             return
         taken = {name: _taken(name, value) for name, value in {**(metrics or {}), **named}.items()}
