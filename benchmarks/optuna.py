@@ -99,25 +99,6 @@ def study_of(kind: str, jobs: int, options: argparse.Namespace, store: str) -> d
     return found
 
 
-def in_mlflow(store: str) -> None:
-    """Print what MLflow has of one study of each kind."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(store)
-    for kind in KINDS[2:]:
-        experiment = client.get_experiment_by_name(kind if kind.startswith("ours") else "old")
-        runs = client.search_runs([experiment.experiment_id], max_results=50_000)
-        trials = [run for run in runs if "number" in run.data.tags]
-        tops = [run for run in runs if run not in trials]
-        points = sum(len(run.data.metrics) for run in trials)
-        span = {run.info.start_time < run.info.end_time for run in trials if run.info.end_time}
-        print(
-            f"{kind:16} {len(trials)} trials' runs, {points} values, {len(tops)} studies' runs; "
-            f"with a duration: {'some' if True in span else 'none'}; "
-            f"files of a study: {[item.path for item in client.list_artifacts(tops[0].info.run_id)] if tops else []}"
-        )
-
-
 def main() -> None:
     """Run the rounds and print a table per number of jobs."""
     parser = argparse.ArgumentParser(
@@ -161,12 +142,6 @@ def main() -> None:
             figures[f"{kind}, {jobs}"] = {"wall": wall, "ratio": ratio, "extra": extra}
         if "ours" in kinds:
             print(f"ours, end of a study: {quartiles([found['end'] for found in rows['ours']])} ms, once")
-    if len(kinds) == len(KINDS):
-        from mlpipeline.tracking import closing
-
-        for run in closing.watched():
-            run.wait(insist_s=1)
-        in_mlflow(store)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2))
     shutil.rmtree(folder, ignore_errors=True)

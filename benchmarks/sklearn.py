@@ -1,11 +1,11 @@
-"""What does recording cost a scikit-learn fit and a search, and what is in MLflow afterwards?
+"""What does recording cost a scikit-learn fit and a search? What is in MLflow afterwards: side_by_side.py.
 
     python benchmarks/sklearn.py                # both, 7 rounds
     python benchmarks/sklearn.py --rounds 1     # does it run?
 
-Per round, plain (twice: their spread is what the machine can resolve), ours and autolog take turns in one process, in an order drawn anew; the first round warms
-up (MLflow's import, stores, workers) and does not count. Ours delivers to SQLite meanwhile, autolog writes
-to it itself.
+Per round, plain (twice: their spread is what the machine can resolve), ours and autolog take turns in one
+process, in an order drawn anew; the first round warms up (MLflow's import, stores, workers) and does not
+count. Ours delivers to SQLite meanwhile, autolog writes to it itself.
 
 Work: a forest of 50 trees on digits, with its model; a grid of 50 candidates of an SVC, three folds each.
 """
@@ -107,45 +107,6 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} [{low:.2f}, {high:.2f}]"
 
 
-def show_contents(name: str) -> None:
-    """Print what is in MLflow of one fit, side by side."""
-    client = MlflowClient(os.environ["STORE"])
-    print(f"\n{name}: what is in MLflow of one fit")
-    columns = {way: contents(client, f"{name} {way}") for way in ("ours", "autolog")}
-    for row in columns["ours"]:
-        print(f"  {row:24} {columns['ours'][row]!s:34.34} {columns['autolog'][row]!s:34.34}")
-
-
-def contents(client: MlflowClient, experiment_name: str) -> dict[str, object]:
-    """Return what there is of the newest root run of an experiment."""
-    experiment = client.get_experiment_by_name(experiment_name)
-    found = client.search_runs([experiment.experiment_id], max_results=5000)
-    root = next(run for run in found if "mlflow.parentRunId" not in run.data.tags)
-    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == root.info.run_id]
-    models = root.outputs.model_outputs if root.outputs else []
-    signature = None
-    if models:
-        signature = mlflow.models.get_model_info(f"models:/{models[0].model_id}").signature
-    first = children[0] if children else None
-    histories = (
-        [client.get_metric_history(first.info.run_id, key) for key in first.data.metrics] if first else []
-    )
-    return {
-        "status": root.info.status,
-        "params": len(root.data.params),
-        "metrics": len(root.data.metrics),
-        "artifacts": len(client.list_artifacts(root.info.run_id)),
-        "datasets": len(root.inputs.dataset_inputs) if root.inputs else 0,
-        "models": len(models),
-        "signature": signature is not None,
-        "children": len(children),
-        "start times of children": len({run.info.start_time for run in children}),
-        "statuses of children": ", ".join(sorted({run.info.status for run in children})) or "-",
-        "points of one child": sum(map(len, histories)),
-        "scores of single folds": any(len(points) > 1 for points in histories),
-    }
-
-
 def main() -> None:
     """Measure, deliver, look."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -165,7 +126,6 @@ def main() -> None:
             show_times(name, measured(works[name], name, options.rounds, options.seed))
             deliver(Path(folder, "home"))
             get_reusable_executor().shutdown()  # the workers may not outlive the folder
-            show_contents(name)
 
 
 def deliver(home: Path) -> None:

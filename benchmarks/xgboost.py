@@ -1,9 +1,9 @@
-"""What does recording an XGBoost training cost, and what is in MLflow afterwards, with autolog and with us?
+"""What does recording an XGBoost training cost, with autolog and with us?
 
 Each training with a recorder is held against one without, right before or after it in the same process,
 in alternating order. `none` against itself shows what the machine can resolve.
 
-    python benchmarks/xgboost.py                        # the ratios, then the two records side by side
+    python benchmarks/xgboost.py                        # the ratios; the records: side_by_side.py
     python benchmarks/xgboost.py --pairs 1 --rounds 20  # a try
 
 Work: breast cancer data (569 x 30), 500 rounds of depth 6, two eval sets with three metrics each, one thread.
@@ -121,48 +121,6 @@ def measure(trainings, pairs: int, seed: int) -> dict[str, list[float]]:
     return ratios
 
 
-def side_by_side(work: Work, config: MLflowConfig, experiment_id: str) -> None:
-    """Train once with each, with early stopping and a model, and print what MLflow has."""
-    client = mlflow.MlflowClient(config.tracking_uri)
-    stop = {"early_stopping_rounds": 10}
-    mlflow.xgboost.autolog(silent=True)
-    work(xgb.train, **stop)
-    theirs = client.search_runs([experiment_id], max_results=1)[0]
-    mlflow.xgboost.autolog(disable=True, silent=True)
-    callback = MLflowCallback(config)
-    work(PLAIN_TRAIN, [callback], **stop)
-    callback.run.settle(insist_s=120)
-    columns = {"autolog": theirs, "ours": client.get_run(callback.run_id)}
-    facts = {name: _facts(client, run.info.run_id) for name, run in columns.items()}
-    print(f"\n{'in MLflow afterwards':34}{'autolog':>24}{'ours':>46}")
-    for fact in facts["ours"]:
-        print(f"{fact:34}{facts['autolog'][fact]!s:>24}{facts['ours'][fact]!s:>46}")
-
-
-def _facts(client: mlflow.MlflowClient, run_id: str) -> dict[str, object]:
-    run = client.get_run(run_id)
-    points = client.get_metric_history(run_id, "valid-logloss")
-    models = run.outputs.model_outputs if run.outputs else []
-    loaded = mlflow.xgboost.load_model(f"models:/{models[0].model_id}") if models else None
-    signature = mlflow.models.get_model_info(f"models:/{models[0].model_id}").signature if models else None
-    files = sorted(file.path for file in client.list_artifacts(run_id))
-    return {
-        "status": run.info.status,
-        "params": len(run.data.params),
-        "metrics": len(run.data.metrics),
-        "points of valid-logloss": len(points),
-        "of these, after the last round": len(points) - int(run.data.metrics["stopped_iteration"]) - 1,
-        "best_iteration": run.data.metrics.get("best_iteration"),
-        "best_valid-auc": run.data.metrics.get("best_valid-auc"),
-        "rounds of the logged model": loaded.num_boosted_rounds() if loaded else None,
-        "signature": "no" if signature is None else f"{len(signature.inputs.inputs)} columns",
-        "importance": " ".join(
-            name.removeprefix("feature_importance_") for name in files if "importance" in name
-        ),
-        "datasets": len(run.inputs.dataset_inputs),
-    }
-
-
 def main() -> None:
     """Measure, and print a row per recorder."""
     parser = argparse.ArgumentParser(
@@ -179,7 +137,7 @@ def main() -> None:
         os.environ["MLPIPELINE_HOME"] = f"{folder}/home"
         store = f"sqlite:///{folder}/mlflow.db"
         mlflow.set_tracking_uri(store)
-        experiment_id = mlflow.create_experiment("bench", artifact_location=f"{folder}/artifacts")
+        mlflow.create_experiment("bench", artifact_location=f"{folder}/artifacts")
         mlflow.set_experiment("bench")
         config = MLflowConfig(tracking_uri=store, experiment_name="bench")
         work = Work(options.rounds)
@@ -194,7 +152,6 @@ def main() -> None:
             print(f"{name:12}{middle:8.3f}  [{low:.3f}, {high:.3f}]")
         if options.json:
             options.json.write_text(json.dumps({"rounds": options.rounds, "rows": rows}, indent=2))
-        side_by_side(work, config, experiment_id)
 
 
 if __name__ == "__main__":
