@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +24,7 @@ import torch
 import torchmetrics
 import xgboost
 import yaml
+from mlflow.models import Model
 from mlflow.types.schema import TensorSpec
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.cluster import DBSCAN
@@ -125,6 +128,31 @@ def test_the_model_file_asks_for_no_more_trust_than_the_model_needs(tmp_path):
     """Whoever loads it trusts what MLmodel lists, so our whole list does not belong there."""
     stage_model(SAFE["forest"]()[0], tmp_path / "model")
     assert ["sklearn.tree._tree.Tree"] == _flavor_conf(tmp_path / "model", "sklearn")["skops_trusted_types"]
+
+
+@pytest.mark.parametrize("kind", ["forest", "boosting", "forest in a pipeline"])
+def test_a_forest_is_saved_with_every_tree_and_described_as_by_mlflow(kind, tmp_path):
+    """MLflow checks a few trees only, which all are alike; the model is not touched."""
+    inside = RandomForestClassifier(5, random_state=0)
+    model = (
+        make_pipeline(StandardScaler(), inside).fit(DIGITS, DIGIT) if "pipeline" in kind else SAFE[kind]()[0]
+    )
+    before = pickle.dumps(model)
+    stage_model(model, tmp_path / "ours", signature=None)
+    assert before == pickle.dumps(model)
+    trusted = ["sklearn.tree._tree.Tree"]
+    mlflow.sklearn.save_model(model, tmp_path / "mlflow", skops_trusted_types=trusted, pip_requirements=[])
+    ours, theirs = (tmp_path / way / "model.skops" for way in ("ours", "mlflow"))
+    assert len(zipfile.ZipFile(theirs).namelist()) == len(zipfile.ZipFile(ours).namelist())
+    assert _flavor_conf(tmp_path / "mlflow", "sklearn") == _flavor_conf(tmp_path / "ours", "sklearn")
+    assert ours.stat().st_size == Model.load(tmp_path / "ours").model_size_bytes
+
+
+def test_what_hangs_at_one_tree_of_a_forest_is_seen(tmp_path):
+    """It is not among the few trees that MLflow is shown."""
+    model = RandomForestClassifier(5, random_state=0).fit(IRIS, SPECIES)
+    model.estimators_[3].note = Clipping()
+    assert "cloudpickle" == stage_model(model, tmp_path / "model").serialization
 
 
 def test_asking_for_skops_names_the_types_that_prevent_it(tmp_path):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import zipfile
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.pipeline import Pipeline
 
 from mlpipeline.core.errors import UnloggableError
 from mlpipeline.tracking.staging import Flavor, SaveRequest, new_folder
@@ -12,6 +16,12 @@ from mlpipeline.tracking.staging import Flavor, SaveRequest, new_folder
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+_TASKS = ("Classifier", "Regressor")
+_FORESTS = {
+    *(f"sklearn.ensemble._forest.{kind}{task}" for kind in ("ExtraTrees", "RandomForest") for task in _TASKS),
+    *(f"sklearn.ensemble._gb.GradientBoosting{task}" for task in _TASKS),
+}
 
 # What a skops file may name beyond skops' own defaults. Exact names, not "everything in numpy":
 # numpy and scipy contain functions that run code or open files. Everything below only holds numbers
@@ -105,29 +115,76 @@ def _save_skops(request: SaveRequest) -> str:
     import mlflow.sklearn
     from mlflow.models import Model
 
-    record = Model()
-    mlflow.sklearn.save_model(
-        request.model,
-        mlflow_model=record,
-        serialization_format="skops",
-        skops_trusted_types=sorted(flavor.trusted_types),
-        **request.arguments(),
-    )
+    def save(model: Any) -> Model:
+        record = Model()
+        trusted = sorted(flavor.trusted_types)
+        mlflow.sklearn.save_model(
+            model,
+            mlflow_model=record,
+            serialization_format="skops",
+            skops_trusted_types=trusted,
+            **request.arguments(),
+        )
+        return record
+
+    file = request.folder / "model.skops"
+    tried = _with_few_trees(request.model)
+    record = save(tried)
+    if tried is not request.model:
+        few_bytes = file.stat().st_size
+        if _replaced(file, request.model):
+            record.model_size_bytes = (record.model_size_bytes or 0) - few_bytes + file.stat().st_size
+        else:
+            new_folder(request.folder)
+            record = save(request.model)
     # Whoever loads it must trust these names, so the MLmodel file lists only those in this model.
-    record.flavors["sklearn"]["skops_trusted_types"] = _named_in(request.folder / "model.skops")
+    named = _names_in(file)
+    record.flavors["sklearn"]["skops_trusted_types"] = [
+        name for name in sorted(flavor.trusted_types) if named.issuperset(name.rsplit(".", 1))
+    ]
     record.save(str(request.folder / "MLmodel"))
     return "skops"
 
 
-def _named_in(file: Path) -> list[str]:
-    """Return the trusted names that a skops file holds.
+def _with_few_trees(model: Any) -> Any:
+    """Return a forest, or a pipeline that ends in one, with its first trees only; another model as it is.
 
-    MLflow has just loaded it with no others. `skops.io.get_untrusted_types` would build its whole tree once
-    more to say so, which takes four times as long for a forest.
+    MLflow loads what it has saved, to see that its types are trusted. For a hundred trees of one type that
+    takes as long as all the rest.
+    """
+    if type(model) is Pipeline:
+        last = _with_few_trees(model.steps[-1][1])
+        return (
+            model if last is model.steps[-1][1] else Pipeline([*model.steps[:-1], (model.steps[-1][0], last)])
+        )
+    is_forest = f"{type(model).__module__}.{type(model).__qualname__}" in _FORESTS
+    if not is_forest or len({type(tree) for tree in np.ravel(getattr(model, "estimators_", ()))}) != 1:
+        return model
+    few = copy.copy(model)
+    few.estimators_ = model.estimators_[:1]
+    return few
+
+
+def _replaced(file: Path, model: Any) -> bool:
+    """Write the whole model over the one with few trees; False if it holds types that this one did not."""
+    import skops.io
+
+    checked = _names_in(file)
+    try:
+        skops.io.dump(model, file)
+    except Exception:  # noqa: BLE001 - MLflow says why
+        return False
+    return _names_in(file) <= checked
+
+
+def _names_in(file: Path) -> set[str]:
+    """Return every word that names a type in a skops file, and other words.
+
+    `skops.io.get_untrusted_types` would build its whole tree to say so, which takes four times as long
+    for a forest.
     """
     schema = zipfile.ZipFile(file).read("schema.json").decode()
-    words = set(re.findall(r'": "([\w.]+)"', schema))
-    return [name for name in sorted(flavor.trusted_types) if words.issuperset(name.rsplit(".", 1))]
+    return set(re.findall(r'"__(?:class|module|loader)__": "([\w.]+)"', schema))
 
 
 def _why_not_skops(model: Any, refusal: Exception) -> str:
