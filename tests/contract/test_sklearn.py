@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from typing import ClassVar
 
-import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.metrics import mean_squared_error, r2_score
@@ -15,10 +13,6 @@ from mlpipeline.testing import IntegrationContract, Trained, watched
 
 ROWS = np.random.default_rng(0).normal(size=(40, 3))
 TARGET = ROWS.sum(1) + 0.1 * np.arange(40)
-
-# scikit-learn's displays import pyplot, and matplotlib keeps the fonts it has drawn with open.
-plt.figure().suptitle("text").figure.savefig(io.BytesIO())
-plt.close("all")
 
 
 class Held:

@@ -212,7 +212,7 @@ def test_a_classifier_is_recorded_under_the_names_of_autolog(offline, runs, stor
     assert ("training", 569) == (dataset.dataset.name, json.loads(dataset.dataset.profile)["num_rows"])
     client = mlflow_client(store_uri)
     assert {
-        f"training_{name}.png" for name in ("confusion_matrix", "roc_curve", "precision_recall_curve")
+        f"training_{name}.svg" for name in ("confusion_matrix", "roc_curve", "precision_recall_curve")
     } == {item.path for item in client.list_artifacts(run.info.run_id)}
     mlflow.set_tracking_uri(store_uri)
     loaded = mlflow.sklearn.load_model(wrapper.model_uri_)
@@ -303,7 +303,7 @@ def test_every_kind_of_estimator_has_its_metrics_plots_and_a_model(kind, caplog)
     with record() as recorded:
         MLflowEstimator(estimator).fit(X, y)
     assert {f"training_{name}" for name in metrics} <= recorded.metrics.keys()
-    assert {f"training_{name}.png" for name in plots} == set(recorded.artifacts)
+    assert {f"training_{name}.svg" for name in plots} == set(recorded.artifacts)
     assert (["model"], ["FINISHED"]) == (recorded.models, recorded.statuses)
     assert (
         len(X)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from xml.etree import ElementTree as ET
 
-from mlpipeline.tracking.charts import bars
+from mlpipeline.tracking.charts import bars, curve, matrix, points
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -43,3 +44,43 @@ def test_the_rest_is_counted():
     texts, widths = parts(bars("x", {str(number): number + 1.0 for number in range(100)}, rows=10))
     assert 10 == len(widths)
     assert "and 90 more" == texts[-1]
+
+
+def test_a_matrix_has_its_shares_and_names():
+    """A cell per pair, darker where the share is larger; one that is undefined stays empty."""
+    document = matrix("found", [[1.0, 0.0], [0.25, math.nan]], ["a", "<b>"], x="predicted", y="true")
+    root = ET.fromstring(document)
+    cells = [cell for cell in root.iter(f"{SVG}rect") if cell.get("fill-opacity")]
+    assert ["1.000", "0.000", "0.250", "0.000"] == [cell.get("fill-opacity") for cell in cells]
+    assert (cells[0].get("x"), cells[0].get("y")) == (cells[2].get("x"), cells[1].get("y"))
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert ["found", "1.00", "0.00", "0.25", "a", "a", "<b>", "<b>", "predicted", "true"] == texts
+
+
+def test_a_matrix_of_many_classes_has_the_cells_that_are_not_empty():
+    """A thousand classes have a million pairs."""
+    count = 300
+    shares = [[float(row == column) for column in range(count)] for row in range(count)]
+    document = matrix("found", shares, [str(index) for index in range(count)], x="predicted", y="true")
+    root = ET.fromstring(document)
+    assert count == sum(cell.get("fill-opacity") is not None for cell in root.iter(f"{SVG}rect"))
+    assert 3 == len(list(root.iter(f"{SVG}text")))
+
+
+def test_a_curve_goes_through_its_points():
+    """From the lower left corner to the upper right one."""
+    root = ET.fromstring(curve("ROC", [0.0, 0.5, 1.0], [0.0, 1.0, 1.0], x="fpr", y="tpr", has_diagonal=True))
+    diagonal, line = (found.get("points") for found in root.iter(f"{SVG}polyline"))
+    assert ("90.0,360.0 410.0,40.0", "90.0,360.0 250.0,40.0 410.0,40.0") == (diagonal, line)
+    assert {"ROC", "fpr", "tpr", "0", "1"} <= {text.text for text in root.iter(f"{SVG}text")}
+
+
+def test_points_lie_in_the_square_whatever_their_values():
+    """Also where all are the same, there is one, or none; what is not finite is left out."""
+    cases = ([1.0, 2e9], [-3.0, math.nan]), ([5.0], [0.0]), ([0.0, 0.0], [0.0, 0.0]), ([], [])
+    for xs, ys in cases:
+        root = ET.fromstring(points("residuals", xs, ys, x="predicted", y="left"))
+        dots = list(root.iter(f"{SVG}circle"))
+        assert sum(map(math.isfinite, ys)) == len(dots)
+        assert all(90 <= float(dot.get("cx")) <= 410 and 40 <= float(dot.get("cy")) <= 360 for dot in dots)
+        assert 2 <= len(list(root.iter(f"{SVG}text"))) - 3
