@@ -42,6 +42,7 @@ import numpy as np
 import optuna
 import optuna_integration.mlflow
 import xgboost
+from joblib.externals.loky import get_reusable_executor
 from mlflow import MlflowClient
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.ensemble import RandomForestClassifier
@@ -268,6 +269,7 @@ def main() -> None:
         for name in options.only:
             work = WORKS[name]
             tables[name] = rows = compared(name, work, options.rounds)
+            get_reusable_executor().shutdown()  # the workers may not outlive the folder
             print(f"\n{name:34}{work.peer:>36}{'mlpipeline':>30}")
             for row in rows["ours"]:
                 print(f"{row:34}{rows['peer'][row]:>36}{rows['ours'][row]:>30}", flush=True)
