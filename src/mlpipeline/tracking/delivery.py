@@ -18,13 +18,11 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import threading
 import time
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlpipeline.tracking.creation import Creation
 from mlpipeline.tracking.home import Home, RunFolder, RunState
@@ -32,9 +30,6 @@ from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Frame, Kind, Point
 from mlpipeline.tracking.sink import (
     ATTEMPT_TAG,
-    KEEPER_OF_TAG,
-    KEEPER_TAG,
-    KEPT_MS_TAG,
     METRICS_PER_REQUEST,
     PARAMS_PER_REQUEST,
     TAGS_PER_REQUEST,
@@ -44,9 +39,10 @@ from mlpipeline.tracking.sink import (
     Unavailable,
     chunks,
 )
+from mlpipeline.tracking.uploads import Uploads, remove
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 logger = logging.getLogger("mlpipeline")
@@ -84,13 +80,6 @@ class _Parcel:
     refused: int = 0
 
 
-class _Verdict(NamedTuple):
-    """Whether a run's models are delivered, and the tags that say for which of its parents' sake."""
-
-    is_kept: bool
-    tags: Mapping[str, str] = MappingProxyType({})
-
-
 class NotYet(Exception):  # noqa: N818 - nothing went wrong
     """A child run waits for its parent's id."""
 
@@ -103,7 +92,10 @@ class RunDelivery:
         folder: The run's folder in it.
 
     Attributes:
+        folder: The run's folder.
         state: What is known of the run; saved whenever it changes.
+        creation: Makes what MLflow gives an id to.
+        is_gone: The run cannot be written any more; what comes goes to the dead letters.
         upload_failures: How often in a row the oldest upload failed.
         is_finished: Everything was delivered and nobody is left who could add to it, as `deliver` saw.
     """
@@ -115,12 +107,13 @@ class RunDelivery:
         self._readers: dict[str, JournalReader] = {}
         self._parcel: _Parcel | None = None
         self._changing = threading.RLock()
-        self._creation = Creation(folder.uid, self.state, self._keeping)
+        self.creation = Creation(folder.uid, self.state, self.keeping)
+        self._uploads = Uploads(home, self)
         self._delivering = threading.Lock()
         self._is_away = False
-        self._is_gone = False
         self._is_read = False
         self._seen_s = time.monotonic()
+        self.is_gone = False
         self.upload_failures = 0
         self.is_finished = False
 
@@ -145,25 +138,25 @@ class RunDelivery:
                 if reader.header is not None:
                     # A new dict: another thread may be going through the old one.
                     self._readers = {**self._readers, writer: reader}
-        return self._header() is not None
+        return self.header() is not None
 
     def destination(self) -> Destination:
         """Return where the run goes, as its first opener wrote it down."""
-        header = self._header() or {}
+        header = self.header() or {}
         where = header.get("destination", {})
         return Destination(where["tracking_uri"], where["registry_uri"], where.get("user", ""))
 
     def has_news(self) -> bool:
         """Tell whether `deliver` has anything to do."""
-        is_ending = self._pending_end() is not None and not self._holds_model()
-        if self._parcel is not None or is_ending or self._creation.has_doubt():
+        is_ending = self._pending_end() is not None and not self._uploads.holds_model()
+        if self._parcel is not None or is_ending or self.creation.has_doubt():
             return True
         return any(reader.has_more() for reader in self._readers.values())
 
     @property
     def is_idle(self) -> bool:
         """Whether everything that can be was delivered, as `deliver` saw; a live writer may add to it."""
-        return self._is_read and (not self.state.uploads or self._holds_model())
+        return self._is_read and (not self.state.uploads or self._uploads.holds_model())
 
     def is_live(self) -> bool:
         """Tell whether a process that writes to this run lives; any thread may ask."""
@@ -177,7 +170,7 @@ class RunDelivery:
         A courier that keeps to its share falls behind a fast training; the live view is current all
         the same. The point is sent once more in its turn, which changes nothing in MLflow.
         """
-        if self.state.run_id is None or self._is_gone or self.state.floor:
+        if self.state.run_id is None or self.is_gone or self.state.floor:
             return
         for reader in self._readers.values():
             if reader.behind_bytes() > _FAR_BYTES:
@@ -213,17 +206,17 @@ class RunDelivery:
         if self._parcel is None:
             self._parcel = self._read(limit_bytes)
         parcel = self._parcel
-        if not self._is_gone:
+        if not self.is_gone:
             try:
                 self._ensure_run(sink, parcel.attempt)
             except Refused as refused:
                 self._give_up(str(refused))
-        if self._is_gone:
-            self._bury(parcel)
+        if self.is_gone:
+            self._bury_all(parcel)
         else:
             self._send(sink, parcel)
         # One call of log_params is one record, and each of its params that is refused a letter.
-        count = 0 if self._is_gone else max(0, parcel.count - parcel.refused)
+        count = 0 if self.is_gone else max(0, parcel.count - parcel.refused)
         with self._changing:
             state = self.state
             state.offsets.update({writer: list(position) for writer, position in parcel.positions.items()})
@@ -232,7 +225,7 @@ class RunDelivery:
                 rank = "ms" if self._is_shared() else "attempt"
                 if state.end is None or end[rank] >= state.end[rank]:
                     state.end = end
-                    state.is_ended = state.is_ended or self._is_gone
+                    state.is_ended = state.is_ended or self.is_gone
             state.delivered += count
             state.dropped += parcel.dropped
             state.damaged = sum(reader.damaged for reader in self._readers.values())
@@ -242,8 +235,8 @@ class RunDelivery:
                 self._save()
         self._remove_acknowledged()
         self._end(sink)
-        if self._creation.has_doubt():
-            self._creation.settle(sink)
+        if self.creation.has_doubt():
+            self.creation.settle(sink)
         return count
 
     def _read(self, limit_bytes: int) -> _Parcel:
@@ -324,7 +317,7 @@ class RunDelivery:
             try:
                 sink.log_dataset(run_id, parcel.datasets[0])
             except Refused as error:
-                self._bury_one("dataset", parcel.datasets[0], str(error))
+                self.bury("dataset", parcel.datasets[0], str(error))
             del parcel.datasets[0]
 
     def _send_params(self, sink: MlflowSink, run_id: str, parcel: _Parcel) -> None:
@@ -336,7 +329,7 @@ class RunDelivery:
                 if key in refused and "chang" in refused[key].lower():
                     parcel.drift[key] = value
                 elif key in refused:
-                    self._bury_one("param", {key: value}, refused[key])
+                    self.bury("param", {key: value}, refused[key])
         for key, value in parcel.drift.items():
             parcel.tags[f"mlpipeline.drift.{key}"[:250]] = (parcel.last_ms, value)
         parcel.drift = {}
@@ -350,7 +343,7 @@ class RunDelivery:
                 del parcel.tags[key]
                 self.state.tag_times_ms[key] = at_ms
                 if key in refused:
-                    self._bury_one("tag", {key: value}, refused[key])
+                    self.bury("tag", {key: value}, refused[key])
 
     def _send_points(self, sink: MlflowSink, run_id: str, parcel: _Parcel) -> None:
         last_steps = self.state.last_steps
@@ -361,7 +354,7 @@ class RunDelivery:
             )
             for index, point in piece:
                 if index in refused:
-                    self._bury_one("metric", _content(point), refused[index])
+                    self.bury("metric", _content(point), refused[index])
                 elif point.step > last_steps.get(point.key, -1):
                     last_steps[point.key] = point.step
             del parcel.points[: len(piece)]
@@ -405,7 +398,7 @@ class RunDelivery:
     # --- the run ---------------------------------------------------------------------------------
 
     def _ensure_run(self, sink: MlflowSink, attempt: int) -> None:
-        header = self._header(up_to=attempt)
+        header = self.header(up_to=attempt)
         if header is None:
             raise Unavailable("the run's header has not been written yet")
         attempt = int(header.get("attempt", 0))
@@ -415,9 +408,9 @@ class RunDelivery:
         was_there = state.run_id is not None
         if state.run_id is None:
             tags = {**header.get("source", {}), **header.get("tags", {}), **self._parent_tags(header)}
-            run = self._creation.run(sink, header, tags)
+            run = self.creation.run(sink, header, tags)
             was_there = run.data.tags.get(ATTEMPT_TAG) != str(attempt)
-            with self._keeping():  # before its first use: after a crash the same id is found here
+            with self.keeping():  # before its first use: after a crash the same id is found here
                 state.run_id, state.run_name = run.info.run_id, run.info.run_name
                 state.experiment_id, state.artifact_uri = run.info.experiment_id, run.info.artifact_uri
                 state.params = {key: _hash(value) for key, value in run.data.params.items()}
@@ -427,7 +420,7 @@ class RunDelivery:
             # The run was there before this attempt: it runs again.
             sink.set_tags(str(state.run_id), {ATTEMPT_TAG: str(attempt)})
             sink.set_status(str(state.run_id), "RUNNING")
-        with self._keeping():
+        with self.keeping():
             state.attempt = attempt
             state.floor = dict(state.last_steps)
             state.is_ended = False
@@ -451,7 +444,7 @@ class RunDelivery:
     def _pending_end(self) -> dict[str, Any] | None:
         """Return how the run is to be ended now; None while it goes on, or when that is done."""
         state = self.state
-        if state.is_ended or state.run_id is None or self._is_gone:
+        if state.is_ended or state.run_id is None or self.is_gone:
             return None
         openers = [
             reader for reader in self._readers.values() if (reader.header or {}).get("role") == "opener"
@@ -492,110 +485,17 @@ class RunDelivery:
                 sink.set_status(run_id, end["status"], int(end["end_ms"]) or None)
         except Refused as refused:
             self._give_up(str(refused))
-        self._creation.settle(sink)
-        with self._keeping():
+        self.creation.settle(sink)
+        with self.keeping():
             self.state.is_ended = True
 
-    # --- files -----------------------------------------------------------------------------------
+    def coming_end(self) -> dict[str, Any] | None:
+        """Return the end that is recorded or due; None while the run goes on."""
+        return self.state.end or self._pending_end()
 
     def upload(self, sink: MlflowSink) -> bool:
-        """Send the oldest artifact, model or version that waits.
-
-        Returns:
-            Whether there was one.
-
-        Raises:
-            Unavailable: The destination cannot take it now.
-        """
-        with self._changing:
-            if not self.state.uploads or self.state.run_id is None:
-                return False
-            item = self.state.uploads[0]
-        try:
-            if self._is_gone:
-                raise Refused("its run is gone")
-            if item["kind"] == "ARTIFACT":
-                sink.upload(str(self.state.run_id), self._spooled(item["spool"]), item.get("artifact_path"))
-            elif item["kind"] == "MODEL" and "keeper" in item:
-                if not self._take_model(sink, item):
-                    return False  # the child uploads it
-            elif item["kind"] == "MODEL":
-                if (verdict := self._verdict()) is None:
-                    return False
-                self._upload_model(sink, item, verdict)
-            else:
-                self._register(sink, item)
-        except Refused as refused:
-            self._bury_one(item["kind"].lower(), item, str(refused))
-        else:
-            self.state.delivered += 1
-        with self._keeping():
-            self.state.uploads.remove(item)
-        if item.get("spool"):
-            _remove(self._spooled(item["spool"]).parent)
-        return True
-
-    def _holds_model(self) -> bool:
-        item = next(iter(self.state.uploads), None)
-        return (
-            item is not None and item["kind"] == "MODEL" and "keeper" not in item and self._verdict() is None
-        )
-
-    def _verdict(self) -> _Verdict | None:
-        """Tell whether this run's models stay; None as long as the run that decides goes on."""
-        keeper = (self._header() or {}).get("keeper")
-        if keeper is None:
-            return _Verdict(is_kept=True)
-        if keeper["uid"] == self.folder.uid:
-            end = self.state.end or self._pending_end()
-        elif (decider := self._home.state(keeper["uid"])) is not None:
-            end = decider.end or ({} if decider.is_ended else None)
-        else:
-            end = None
-        if end is None:
-            return None
-        above = self._home.state(keeper["of"])
-        taken = above.kept if above is not None else None
-        has_lost = taken is not None and taken["uid"] != keeper["uid"] and taken["ms"] >= end.get("ms", 0)
-        tags = {KEEPER_TAG: keeper["uid"], KEEPER_OF_TAG: keeper["of"], KEPT_MS_TAG: str(end.get("ms", 0))}
-        return _Verdict(is_kept=bool(end.get("keeps_models")) and not has_lost, tags=tags)
-
-    def _take_model(self, sink: MlflowSink, item: dict[str, Any]) -> bool:
-        """Make a child's model this run's, too; False while it is still on its way."""
-        with self._keeping():
-            self.state.kept = {"uid": item["keeper"], "ms": item["ms"]}
-        owner = self._home.state(item["of"])
-        known = owner.models.get(item["uid"], {}) if owner is not None else {}
-        if not known.get("is_ready"):
-            if owner is None or owner.uploads or not owner.is_ended:
-                return False
-            raise Refused("its model could not be logged")
-        sink.take_model(known["model_id"], str(self.state.run_id))
-        with self._keeping():
-            self.state.models[item["uid"]] = {key: known[key] for key in ("name", "model_id", "is_ready")}
-        sink.drop_models(str(self.state.experiment_id), self.folder.uid, item["keeper"], item["ms"])
-        return True
-
-    def _upload_model(self, sink: MlflowSink, item: dict[str, Any], verdict: _Verdict) -> None:
-        if not verdict.is_kept:
-            self.state.models.setdefault(item["uid"], {"name": item["name"]})["is_dropped"] = True
-            return
-        model_id = self._creation.model(sink, {**item, "tags": {**item.get("tags", {}), **verdict.tags}})
-        folder = self._spooled(item["spool"]) if item.get("spool") else None
-        sink.fill_model(model_id, str(self.state.run_id), folder, int(item.get("step", 0)))
-        with self._keeping():
-            self.state.models[item["uid"]]["is_ready"] = True
-
-    def _register(self, sink: MlflowSink, item: dict[str, Any]) -> None:
-        if not self.state.models.get(item["model_uid"], {}).get("is_dropped"):
-            self._creation.version(sink, item)
-
-    def _spooled(self, name: str) -> Path:
-        # A journal is data: what it names must lie inside the spool, wherever a link leads.
-        path = (self.folder.spool / name).resolve()
-        if not path.is_relative_to(self.folder.spool.resolve()):
-            raise Refused(f"{name!r} lies outside of the spool")
-        return path
+        """Send the oldest artifact, model or version that waits; see `Uploads.send_oldest`."""
+        return self._uploads.send_oldest(sink)
 
     # --- bookkeeping -----------------------------------------------------------------------------
 
@@ -634,7 +534,7 @@ class RunDelivery:
         with self._changing:
             self.state.save(self._home.done_file(self.folder.uid))
             for name in spooled:
-                _remove(self.folder.spool / name)
+                remove(self.folder.spool / name)
             for name in _listed(self.folder.path):
                 if name.split(".")[0] in self._readers or "state.json" in name:
                     (self.folder.path / name).unlink(missing_ok=True)
@@ -649,7 +549,7 @@ class RunDelivery:
     def set_problem(self, problem: str | None) -> None:
         """Write down what stands in the way, for those who ask; of a run that is gone that stays."""
         with self._changing:
-            if problem is None and self._is_gone:
+            if problem is None and self.is_gone:
                 return
             if self.state.problem != problem:
                 self.state.problem = problem
@@ -658,7 +558,7 @@ class RunDelivery:
     def _is_shared(self) -> bool:
         return any((reader.header or {}).get("is_shared") for reader in self._readers.values())
 
-    def _header(self, up_to: int | None = None) -> dict[str, Any] | None:
+    def header(self, up_to: int | None = None) -> dict[str, Any] | None:
         """Return the header of the newest opener, no newer than *up_to*; without an opener, of anybody."""
         headers = [reader.header for reader in self._readers.values() if reader.header]
         openers = [header for header in headers if header.get("role") == "opener"]
@@ -667,7 +567,7 @@ class RunDelivery:
         return max(openers or headers, key=lambda header: int(header.get("attempt", 0)), default=None)
 
     @contextlib.contextmanager
-    def _keeping(self) -> Iterator[None]:
+    def keeping(self) -> Iterator[None]:
         """Change the state, and write it down."""
         with self._changing:
             yield
@@ -688,29 +588,30 @@ class RunDelivery:
                     self.folder.segment(writer, number).unlink(missing_ok=True)
 
     def _give_up(self, reason: str) -> None:
-        self._is_gone = True
+        self.is_gone = True
         self.set_problem(f"the run cannot be written any more: {reason}")
         logger.warning(
             "run %s: %s; its records go to %s", self.folder.uid, reason, self._home.dead_file(self.folder.uid)
         )
 
-    def _bury(self, parcel: _Parcel) -> None:
+    def _bury_all(self, parcel: _Parcel) -> None:
         reason = self.state.problem or "the run is gone"
         for point in parcel.points:
-            self._bury_one("metric", _content(point), reason)
+            self.bury("metric", _content(point), reason)
         for kind, contents in (
             ("param", parcel.params),
             ("tag", {k: v for k, (_, v) in parcel.tags.items()}),
         ):
             for key, value in contents.items():
-                self._bury_one(kind, {key: value}, reason)
+                self.bury(kind, {key: value}, reason)
         for dataset in parcel.datasets:
-            self._bury_one("dataset", dataset, reason)
+            self.bury("dataset", dataset, reason)
         for item in parcel.uploads:
-            self._bury_one(item["kind"].lower(), item, reason)
+            self.bury(item["kind"].lower(), item, reason)
         parcel.uploads = []
 
-    def _bury_one(self, kind: str, content: dict[str, Any], reason: str) -> None:
+    def bury(self, kind: str, content: dict[str, Any], reason: str) -> None:
+        """Put a record that was refused for good, with the reason, into the dead letters."""
         line = json.dumps({"kind": kind, "content": content, "reason": reason}, default=str) + "\n"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(self._home.dead_file(self.folder.uid), flags, 0o600)
@@ -748,10 +649,3 @@ def _listed(folder: Path) -> list[str]:
         return os.listdir(folder)
     except OSError:
         return []
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

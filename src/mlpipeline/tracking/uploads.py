@@ -1,0 +1,181 @@
+"""What a run sends beside its records: artifacts, models and versions, one after the other.
+
+::
+
+    state.uploads ─ oldest ─► artifact ─────────────► the run's artifact store
+                            ├ model ─ its verdict ──► LoggedModel, or dropped
+                            ├ a child's model ──────► linked to this run, once the child's own is there
+                            └ version ──────────────► the registry
+
+The model of a trial waits for the verdict of the run that decides about it: whether the trial was the best
+when it ended. What is sent may be tried again: an upload of the same file changes nothing, and models and
+versions are made by `creation`, which finds what is there already.
+"""
+
+from __future__ import annotations
+
+import shutil
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from mlpipeline.tracking.sink import KEEPER_OF_TAG, KEEPER_TAG, KEPT_MS_TAG, MlflowSink, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from mlpipeline.tracking.creation import Creation
+    from mlpipeline.tracking.home import Home, RunFolder, RunState
+
+
+class Uploading(Protocol):
+    """The run that sends them, as far as `Uploads` knows it; a `RunDelivery`."""
+
+    folder: RunFolder
+    state: RunState
+    creation: Creation
+    is_gone: bool
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Change the state, and write it down."""
+
+    def header(self) -> dict[str, Any] | None:
+        """Return the header of the run's journals."""
+
+    def coming_end(self) -> dict[str, Any] | None:
+        """Return the end that is recorded or due; None while the run goes on."""
+
+    def bury(self, kind: str, content: dict[str, Any], reason: str) -> None:
+        """Put a record that was refused for good with its reason where it is found."""
+
+
+class _Verdict(NamedTuple):
+    """Whether a run's models are delivered, and the tags that say for which of its parents' sake."""
+
+    is_kept: bool
+    tags: Mapping[str, str] = MappingProxyType({})
+
+
+class Uploads:
+    """Sends what is in the state's `uploads`.
+
+    Args:
+        home: The journal home.
+        run: The run that they belong to.
+    """
+
+    def __init__(self, home: Home, run: Uploading) -> None:
+        self._home = home
+        self._run = run
+
+    def send_oldest(self, sink: MlflowSink) -> bool:
+        """Send the oldest artifact, model or version that waits.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            Unavailable: The destination cannot take it now.
+        """
+        run, state = self._run, self._run.state
+        item = next(iter(state.uploads), None)
+        if item is None or state.run_id is None:
+            return False
+        try:
+            if run.is_gone:
+                raise Refused("its run is gone")
+            if item["kind"] == "ARTIFACT":
+                sink.upload(str(state.run_id), self._spooled(item["spool"]), item.get("artifact_path"))
+            elif item["kind"] == "MODEL" and "keeper" in item:
+                if not self._take_model(sink, item):
+                    return False  # the child uploads it
+            elif item["kind"] == "MODEL":
+                if (verdict := self._verdict()) is None:
+                    return False
+                self._upload_model(sink, item, verdict)
+            else:
+                self._register(sink, item)
+        except Refused as refused:
+            run.bury(item["kind"].lower(), item, str(refused))
+        else:
+            state.delivered += 1
+        with run.keeping():
+            state.uploads.remove(item)
+        if item.get("spool"):
+            remove(self._spooled(item["spool"]).parent)
+        return True
+
+    def holds_model(self) -> bool:
+        """Tell whether the oldest is a model that waits for its verdict."""
+        item = next(iter(self._run.state.uploads), None)
+        return (
+            item is not None and item["kind"] == "MODEL" and "keeper" not in item and self._verdict() is None
+        )
+
+    def _verdict(self) -> _Verdict | None:
+        """Tell whether this run's models stay; None as long as the run that decides goes on."""
+        keeper = (self._run.header() or {}).get("keeper")
+        if keeper is None:
+            return _Verdict(is_kept=True)
+        if keeper["uid"] == self._run.folder.uid:
+            end = self._run.coming_end()
+        elif (decider := self._home.state(keeper["uid"])) is not None:
+            end = decider.end or ({} if decider.is_ended else None)
+        else:
+            end = None
+        if end is None:
+            return None
+        above = self._home.state(keeper["of"])
+        taken = above.kept if above is not None else None
+        has_lost = taken is not None and taken["uid"] != keeper["uid"] and taken["ms"] >= end.get("ms", 0)
+        tags = {KEEPER_TAG: keeper["uid"], KEEPER_OF_TAG: keeper["of"], KEPT_MS_TAG: str(end.get("ms", 0))}
+        return _Verdict(is_kept=bool(end.get("keeps_models")) and not has_lost, tags=tags)
+
+    def _take_model(self, sink: MlflowSink, item: dict[str, Any]) -> bool:
+        """Make a child's model this run's, too; False while it is still on its way."""
+        run, state = self._run, self._run.state
+        with run.keeping():
+            state.kept = {"uid": item["keeper"], "ms": item["ms"]}
+        owner = self._home.state(item["of"])
+        known = owner.models.get(item["uid"], {}) if owner is not None else {}
+        if not known.get("is_ready"):
+            if owner is None or owner.uploads or not owner.is_ended:
+                return False
+            raise Refused("its model could not be logged")
+        sink.take_model(known["model_id"], str(state.run_id))
+        with run.keeping():
+            state.models[item["uid"]] = {key: known[key] for key in ("name", "model_id", "is_ready")}
+        sink.drop_models(str(state.experiment_id), run.folder.uid, item["keeper"], item["ms"])
+        return True
+
+    def _upload_model(self, sink: MlflowSink, item: dict[str, Any], verdict: _Verdict) -> None:
+        run, state = self._run, self._run.state
+        if not verdict.is_kept:
+            state.models.setdefault(item["uid"], {"name": item["name"]})["is_dropped"] = True
+            return
+        model_id = run.creation.model(sink, {**item, "tags": {**item.get("tags", {}), **verdict.tags}})
+        folder = self._spooled(item["spool"]) if item.get("spool") else None
+        sink.fill_model(model_id, str(state.run_id), folder, int(item.get("step", 0)))
+        with run.keeping():
+            state.models[item["uid"]]["is_ready"] = True
+
+    def _register(self, sink: MlflowSink, item: dict[str, Any]) -> None:
+        if not self._run.state.models.get(item["model_uid"], {}).get("is_dropped"):
+            self._run.creation.version(sink, item)
+
+    def _spooled(self, name: str) -> Path:
+        # A journal is data: what it names must lie inside the spool, wherever a link leads.
+        spool = self._run.folder.spool
+        path = (spool / name).resolve()
+        if not path.is_relative_to(spool.resolve()):
+            raise Refused(f"{name!r} lies outside of the spool")
+        return path
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
