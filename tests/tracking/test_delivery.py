@@ -625,13 +625,13 @@ def test_a_model_too_many_for_the_spool_is_recorded_without_its_files(
     """Told once, and tagged; the facts about it arrive."""
     from sklearn.linear_model import LinearRegression
 
-    from mlpipeline.tracking import run as runs
+    from mlpipeline.tracking import spool
 
     config = MLflowConfig(tracking_uri=store_uri, experiment_name=experiment, delivery="offline")
     model = LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
     run = open_run(config)
     run.log_model(model, "first")
-    monkeypatch.setattr(runs, "SPOOL_LIMIT_BYTES", 1)
+    monkeypatch.setattr(spool, "SPOOL_LIMIT_BYTES", 1)
     run.log_model(model, "second")
     run.end()
     assert 1 == sum("is recorded without its files" in message for message in caplog.messages)

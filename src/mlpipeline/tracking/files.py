@@ -8,13 +8,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import logging
-import os
-import secrets
-import shutil
 import time
 import uuid
 from pathlib import Path, PurePosixPath
@@ -24,57 +20,10 @@ from mlpipeline.core.errors import UnloggableError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
 logger = logging.getLogger("mlpipeline")
 
 _THUMBNAIL = (256, 256)
-
-
-class SpoolPlace:
-    """A place for one file or folder in a spool, taken back if the block that fills it fails.
-
-    As a context manager it gives the path to write to; None where there is no spool or the disk
-    refuses, which is told. An ``OSError`` inside the block is the disk's too: told, and not raised.
-
-    Args:
-        spool: The spool's folder; None where nothing is to be kept.
-        name: Name of the file or folder.
-    """
-
-    def __init__(self, spool: Path | None, name: str) -> None:
-        self._spool = spool
-        self._name = name
-        self._folder: Path | None = None
-
-    def __enter__(self) -> Path | None:
-        if self._spool is None:
-            return None
-        folder = self._spool / secrets.token_hex(8)
-        try:
-            for above in (self._spool.parent, self._spool):
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(above, mode=0o700)
-            os.mkdir(folder, mode=0o700)
-        except OSError as error:
-            self._tell(error)
-            return None
-        self._folder = folder
-        return folder / self._name
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if kind is None or self._folder is None:
-            return False
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if issubclass(kind, OSError):
-            self._tell(error)
-            return True
-        return False
-
-    def _tell(self, error: BaseException | None) -> None:
-        logger.warning("cannot keep %s in the spool: %s", self._name, error)
 
 
 def artifact_parts(artifact_file: str) -> tuple[str | None, str]:

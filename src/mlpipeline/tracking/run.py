@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import os
-import secrets
 import threading
 import time
 from dataclasses import replace
@@ -30,7 +29,9 @@ from mlpipeline.tracking.journal import JournalWriter
 from mlpipeline.tracking.params import flatten_params
 from mlpipeline.tracking.records import Kind
 from mlpipeline.tracking.redaction import REDACTED, redact
+from mlpipeline.tracking.run_models import RunModels
 from mlpipeline.tracking.sink import Destination
+from mlpipeline.tracking.spool import Spool
 from mlpipeline.tracking.trainings import STATUSES, status_of
 
 if TYPE_CHECKING:
@@ -47,11 +48,6 @@ logger = logging.getLogger("mlpipeline")
 
 _TICKS_MS = (1_000, 3_000, 10_000)
 """Pauses between looks at the courier: soon after the start, when most goes wrong, then rarely."""
-
-SPOOL_LIMIT_BYTES = 20 * 10**9
-"""Beyond so much waiting in the spools of a home, a model is recorded without its files."""
-
-_NOT_IN_MODEL_NAMES = set("/:.%\"'")  # mlflow.utils.validation._validate_logged_model_name
 
 
 class Journal(Protocol):
@@ -116,10 +112,17 @@ class Run:
         self._records_metrics = self._journal is not None and self.config.log_metrics
         self._long_params: dict[str, Any] = {}
         self._nonfinite: set[str] = set()
-        self._models: list[dict[str, Any]] = []
         self._keeper: Run | None = None  # a run above, whose end says whether models here stay
-        self._held_models: list[dict[str, Any]] = []  # this run's, and those below that it decides about
-        self._version_uid: str | None = None
+        self._spool = Spool(home, uid, self._append)
+        is_known_elsewhere = header.get("role") == "attached" or "is_shared" in header
+        self._models = RunModels(
+            config,
+            uid,
+            self._spool,
+            append=self._append,
+            settled=self._settled_state,
+            is_known_elsewhere=is_known_elsewhere,
+        )
         self._tables: list[dict[str, str]] = []
         self._system_metrics: SystemMetrics | None = None
         self._ending = threading.RLock()  # a finalizer may end it in the middle of an end
@@ -388,10 +391,10 @@ class Run:
         target = folder
         if source.is_dir():
             target = f"{folder}/{name}" if folder else name
-        with self._spooling(name) as place:
+        with self._spool.place(name) as place:
             if place is not None:
                 copy_into_spool(source, place)
-            self._keep_spooled(Kind.ARTIFACT, place, {"file": name, "artifact_path": target})
+            self._spool.keep(Kind.ARTIFACT, place, {"file": name, "artifact_path": target})
 
     def log_artifacts(
         self,
@@ -461,20 +464,10 @@ class Run:
         if self._journal is None or not self.config.log_artifacts:
             return
         folder, name = files.artifact_parts(artifact_file)
-        with self._spooling(name) as place:
+        with self._spool.place(name) as place:
             if place is not None:
                 write(place)
-            self._keep_spooled(Kind.ARTIFACT, place, {"file": name, "artifact_path": folder})
-
-    def _spooling(self, name: str) -> files.SpoolPlace:
-        return files.SpoolPlace(self._home.run(self.uid).spool if self._home is not None else None, name)
-
-    def _keep_spooled(self, kind: Kind, place: Path | None, record: dict[str, Any]) -> bool:
-        if place is not None:
-            record = {**record, "spool": f"{place.parent.name}/{place.name}"}
-        elif self._home is not None:
-            return False  # the spool could not take it, which was told
-        return self._append(kind, record)
+            self._spool.keep(Kind.ARTIFACT, place, {"file": name, "artifact_path": folder})
 
     # --- models ----------------------------------------------------------------------------------
 
@@ -517,77 +510,24 @@ class Run:
         self._check_open("log_model")
         if self._journal is None or self.config.log_model is False:
             return
-        self._version_uid = None
-        if not name or set(name) & _NOT_IN_MODEL_NAMES:
-            raise UnloggableError(
-                f"cannot log a model as {name!r}: MLflow takes a name without / : . % \" and '"
-            )
-        registered = register_as
-        if registered is None and self.config.register_model:
-            registered = self.config.model_name
-        if registered:
-            self._check_registered_name(registered)
-        from mlpipeline.tracking import staging
-
-        uid = secrets.token_hex(16)
-        at_step = step if step is not None else self.step
-        record: dict[str, Any] = {
-            "uid": uid,
-            "name": name,
-            "step": int(at_step or 0),
-            "params": {key: str(value) for key, value in (params or {}).items()},
-            "tags": {key: str(value) for key, value in (tags or {}).items()},
-        }
-        has_files = self.config.log_model != "metadata" and not self._is_spool_full(name)
-        if not has_files:
-            record["tags"] |= {
-                "mlpipeline.model_class": f"{type(model).__module__}.{type(model).__qualname__}"
-            }
-            is_kept = self._append(Kind.MODEL, record)
-        else:
-            is_kept = False
-            with self._spooling(name) as place:
-                if place is not None:
-                    staged = staging.stage_model(
-                        model,
-                        place,
-                        input_example=input_example,
-                        log_input_example=self.config.log_input_example,
-                        signature=signature if self.config.log_model_signature else None,
-                        serialization=self.config.serialization,
-                        requirements=requirements,
-                        metadata=metadata,
-                    )
-                    record["model_type"] = staged.flavor
-                    record["tags"] |= {
-                        "mlpipeline.serialization": staged.serialization,
-                        "mlpipeline.size_bytes": str(staged.size_bytes),
-                    }
-                is_kept = self._keep_spooled(Kind.MODEL, place, record)
-        if not is_kept:
-            return
-        self._models.append(record)
-        held = self._held_models if self._keeper is None else self._keeper._held_models  # noqa: SLF001
-        held.append({"uid": uid, "name": name, "of": self.uid})
-        if registered and has_files:
-            self.register_model(registered)
-
-    def _is_spool_full(self, name: str) -> bool:
-        if self._home is None or (held := self._home.spooled_bytes()) < SPOOL_LIMIT_BYTES:
-            return False
-        logger.warning(
-            "model %r of run %s is recorded without its files: %.1f GB wait in the spool already",
+        self._models.log(
+            model,
             name,
-            self.uid,
-            held / 1e9,
+            input_example=input_example,
+            signature=signature,
+            step=self.step if step is None else step,
+            register_as=register_as,
+            params=params,
+            tags=tags,
+            requirements=requirements,
+            metadata=metadata,
+            decided_by=self._keeper._models if self._keeper is not None else None,  # noqa: SLF001
         )
-        self.set_tags({f"mlpipeline.without_files.{name}": "the spool was full"})
-        return True
 
     @property
     def has_models(self) -> bool:
         """Whether a model was logged here, or in a run whose models this one decides about."""
-        return bool(self._held_models)
+        return bool(self._models.held)
 
     def take_models(self, child: Run) -> None:
         """Make the models logged in a child, and in runs under it, models of this run as well.
@@ -599,9 +539,7 @@ class Run:
             child: A child that ended with ``keeps_models=True``.
         """
         self._check_open("take_models")
-        for model in child._held_models:
-            if self._append(Kind.MODEL, {**model, "keeper": child.uid}):
-                self._models.append(model)
+        self._models.take(child.uid, child._models)
 
     def register_model(self, name: str, *, model_uid: str | None = None) -> None:
         """Register the model logged last, or the one of *model_uid*, as a version of *name*.
@@ -613,59 +551,13 @@ class Run:
             UsageError: No model was logged to this run.
         """
         self._check_open("register_model")
-        if self._journal is None:
-            return
-        self._check_registered_name(name)
-        if not self._models:
-            raise UsageError("register_model needs a model: call log_model first")
-        config = self.config
-        aliases = [config.model_alias] if config.model_alias else []
-        tags = {key: str(value) for key, value in config.tags.items()}
-        if config.model_stage != "None":
-            # Stages are deprecated in MLflow since 2.9; an alias of that name does their work.
-            aliases.append(config.model_stage.lower())
-            tags["stage"] = config.model_stage
-        self._version_uid = secrets.token_hex(16)
-        self._append(
-            Kind.VERSION,
-            {
-                "uid": self._version_uid,
-                "name": name,
-                "model_uid": model_uid or self._models[-1]["uid"],
-                "aliases": aliases,
-                "tags": tags,
-                "description": config.model_description,
-            },
-        )
-
-    def _check_registered_name(self, name: str) -> None:
-        # The configuration has the rule; the courier would hear it from MLflow when nobody listens.
-        self.config.replace(model_name=name)
-
-    def _model_state(self, is_met: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-        # Of a run that another process opened, too, the courier knows the models, and we do not.
-        is_attached = self._header.get("role") == "attached" or "is_shared" in self._header
-        if self._home is None or not (self._models or is_attached) or self._is_traceless():
-            return None
-        uid = self._models[-1]["uid"] if self._models else None
-
-        def known() -> dict[str, Any] | None:
-            models = state.models if (state := self._state()) else {}
-            found = next(reversed(models.values()), None) if uid is None else models.get(uid)
-            return found if found and is_met(found) else None
-
-        def is_settled() -> bool:
-            state = self._state()
-            return known() is not None or bool(state and state.is_ended and not state.uploads)
-
-        self._dispatch().wait(is_settled, destination=self._destination_key())
-        return known()
+        if self._journal is not None:
+            self._models.register(name, model_uid)
 
     @property
     def model_id(self) -> str | None:
         """MLflow's id of the model logged last; waits as `run_id` does. None without a model."""
-        found = self._model_state(lambda model: bool(model.get("is_ready")))
-        return str(found["model_id"]) if found else None
+        return self._models.model_id()
 
     @property
     def model_uri(self) -> str | None:
@@ -676,12 +568,7 @@ class Run:
     @property
     def model_version(self) -> int | None:
         """The version registered last, of the model logged last; waits. None when it is not registered."""
-        uid = self._version_uid
-        if uid is not None:
-            found = self._model_state(lambda model: uid in model.get("versions", {}))
-            return int(found["versions"][uid]) if found else None
-        found = None if self._models else self._model_state(lambda model: "version" in model)
-        return int(found["version"]) if found else None
+        return self._models.version()
 
     def load_model(self) -> Any:
         """Load back the model logged last, from MLflow.
@@ -851,6 +738,13 @@ class Run:
         if self._home is None:
             raise UsageError("this run is not delivered anywhere")
         return dispatch_for(self._home, self.config.delivery, self.destination)
+
+    def _settled_state(self, is_met: Callable[[RunState | None], bool]) -> RunState | None:
+        """Wait until the state meets a condition, as long as the courier makes progress; return it."""
+        if self._home is None or self._is_traceless():
+            return None
+        self._dispatch().wait(lambda: is_met(self._state()), destination=self._destination_key())
+        return self._state()
 
     def _state(self) -> RunState | None:
         return self._home.state(self.uid) if self._home is not None else None

@@ -1,0 +1,111 @@
+"""Where a run's files wait for the courier: each in a folder of its own, named by a record.
+
+::
+
+    <home>/runs/<uid>/spool/<token>/<file>     place()
+    journal: {"spool": "<token>/<file>", …}    keep()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+    from mlpipeline.tracking.home import Home
+    from mlpipeline.tracking.records import Kind
+
+logger = logging.getLogger("mlpipeline")
+
+SPOOL_LIMIT_BYTES = 20 * 10**9
+"""Beyond so much waiting in the spools of a home, a model is recorded without its files."""
+
+
+class Spool:
+    """The files of one run.
+
+    Args:
+        home: The journal home; None keeps no files, and records what they would have been.
+        uid: Our name of the run.
+        append: Appends a record to the run's journal, and tells whether that was done.
+    """
+
+    def __init__(self, home: Home | None, uid: str, append: Callable[[Kind, dict[str, Any]], bool]) -> None:
+        self._home = home
+        self._uid = uid
+        self._append = append
+
+    def place(self, name: str) -> SpoolPlace:
+        """Return a place for one file or folder; see `SpoolPlace`."""
+        return SpoolPlace(self._home.run(self._uid).spool if self._home is not None else None, name)
+
+    def keep(self, kind: Kind, place: Path | None, record: dict[str, Any]) -> bool:
+        """Record what was written to a place.
+
+        Returns:
+            Whether it will be sent.
+        """
+        if place is not None:
+            record = {**record, "spool": f"{place.parent.name}/{place.name}"}
+        elif self._home is not None:
+            return False  # the spool could not take it, which was told
+        return self._append(kind, record)
+
+    def excess_bytes(self) -> int:
+        """Return how much waits in the spools of the home, if that is over the limit, else 0."""
+        held = self._home.spooled_bytes() if self._home is not None else 0
+        return held if held >= SPOOL_LIMIT_BYTES else 0
+
+
+class SpoolPlace:
+    """A place for one file or folder in a spool, taken back if the block that fills it fails.
+
+    As a context manager it gives the path to write to; None where there is no spool or the disk
+    refuses, which is told. An ``OSError`` inside the block is the disk's too: told, and not raised.
+
+    Args:
+        spool: The spool's folder; None where nothing is to be kept.
+        name: Name of the file or folder.
+    """
+
+    def __init__(self, spool: Path | None, name: str) -> None:
+        self._spool = spool
+        self._name = name
+        self._folder: Path | None = None
+
+    def __enter__(self) -> Path | None:
+        if self._spool is None:
+            return None
+        folder = self._spool / secrets.token_hex(8)
+        try:
+            for above in (self._spool.parent, self._spool):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(above, mode=0o700)
+            os.mkdir(folder, mode=0o700)
+        except OSError as error:
+            self._tell(error)
+            return None
+        self._folder = folder
+        return folder / self._name
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if kind is None or self._folder is None:
+            return False
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if issubclass(kind, OSError):
+            self._tell(error)
+            return True
+        return False
+
+    def _tell(self, error: BaseException | None) -> None:
+        logger.warning("cannot keep %s in the spool: %s", self._name, error)
