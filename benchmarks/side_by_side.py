@@ -168,8 +168,7 @@ def seconds_of(work: Work, way: str, name: str) -> float:
     began_s = time.perf_counter()
     work.train(way)
     took_s = time.perf_counter() - began_s
-    for run in closing.watched():  # or the next training would share the machine with the courier
-        run.settle(insist_s=120)
+    deliver_all()  # or the next training would share the machine with the courier
     return took_s
 
 
@@ -224,7 +223,6 @@ def compared(name: str, work: Work, rounds: int) -> dict[str, dict[str, str]]:
             took_s = seconds_of(work, way, f"{name} {way} {number}")
             if number:
                 times[way].append(took_s)
-    deliver_all()
     rows = {}
     for way in WAYS[1:]:
         pairs = list(zip(times[way], times["none"], strict=True))
@@ -238,10 +236,12 @@ def compared(name: str, work: Work, rounds: int) -> dict[str, dict[str, str]]:
 
 
 def deliver_all() -> None:
-    """Wait for what worker processes recorded."""
+    """Wait until all of ours is in MLflow, also what worker processes recorded."""
+    for run in closing.watched():
+        run.settle(insist_s=120)
     home = Path(os.environ["MLPIPELINE_HOME"])
     deadline_s = time.monotonic() + 300
-    while time.monotonic() < deadline_s and any((home / "runs").iterdir()):
+    while time.monotonic() < deadline_s and list((home / "runs").glob("*")):
         (home / "hurry").touch()
         time.sleep(0.2)
 
