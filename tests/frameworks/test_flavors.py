@@ -148,10 +148,11 @@ def test_a_forest_is_saved_with_every_tree_and_described_as_by_mlflow(kind, tmp_
     assert ours.stat().st_size == Model.load(tmp_path / "ours").model_size_bytes
 
 
-def test_what_hangs_at_one_tree_of_a_forest_is_seen(tmp_path):
-    """It is not among the few trees that MLflow is shown."""
+@pytest.mark.parametrize("note", [Clipping(), RandomForestClassifier], ids=["object", "class"])
+def test_what_hangs_at_one_tree_of_a_forest_is_seen(note, tmp_path):
+    """It is not among the few trees that MLflow is shown; a class is another thing than an instance of it."""
     model = RandomForestClassifier(5, random_state=0).fit(IRIS, SPECIES)
-    model.estimators_[3].note = Clipping()
+    model.estimators_[3].note = note
     assert "cloudpickle" == stage_model(model, tmp_path / "model").serialization
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import re
+import json
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -138,10 +138,8 @@ def _save_skops(request: SaveRequest) -> str:
             new_folder(request.folder)
             record = save(request.model)
     # Whoever loads it must trust these names, so the MLmodel file lists only those in this model.
-    named = _names_in(file)
-    record.flavors["sklearn"]["skops_trusted_types"] = [
-        name for name in sorted(flavor.trusted_types) if named.issuperset(name.rsplit(".", 1))
-    ]
+    named = {name for _, name in _types_in(file)}
+    record.flavors["sklearn"]["skops_trusted_types"] = sorted(flavor.trusted_types & named)
     record.save(str(request.folder / "MLmodel"))
     return "skops"
 
@@ -169,22 +167,29 @@ def _replaced(file: Path, model: Any) -> bool:
     """Write the whole model over the one with few trees; False if it holds types that this one did not."""
     import skops.io
 
-    checked = _names_in(file)
+    checked = _types_in(file)
     try:
         skops.io.dump(model, file)
     except Exception:  # noqa: BLE001 - MLflow says why
         return False
-    return _names_in(file) <= checked
+    return _types_in(file) <= checked
 
 
-def _names_in(file: Path) -> set[str]:
-    """Return every word that names a type in a skops file, and other words.
+def _types_in(file: Path) -> set[tuple[str, str]]:
+    """Return what a skops file holds, as skops tells it apart: how it is loaded, and its name.
 
     `skops.io.get_untrusted_types` would build its whole tree to say so, which takes four times as long
     for a forest.
     """
-    schema = zipfile.ZipFile(file).read("schema.json").decode()
-    return set(re.findall(r'"__(?:class|module|loader)__": "([\w.]+)"', schema))
+    found: set[tuple[str, str]] = set()
+
+    def take(node: dict[str, Any]) -> dict[str, Any]:
+        if "__loader__" in node:
+            found.add((node["__loader__"], f"{node.get('__module__')}.{node.get('__class__')}"))
+        return node
+
+    json.loads(zipfile.ZipFile(file).read("schema.json"), object_hook=take)
+    return found
 
 
 def _why_not_skops(model: Any, refusal: Exception) -> str:
