@@ -1,0 +1,123 @@
+"""What all commands share: exit codes, ``--json``, the destination's options, and how a mistake is told.
+
+::
+
+    command ──► value ──► tell(value, text=...)    --json: one JSON document on standard output
+                                                   else:   the text, a table of rich's where it is one
+    a mistake of the user's (MLPipelineError) ──► one line on standard error, exit code 2
+    MLflow or its server fails                ──► one line on standard error, exit code 1
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlpipeline.core.errors import MLPipelineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mlpipeline.core.config import MLflowConfig
+
+EXIT_FAILED = 1
+"""What was asked for did not come about: a training failed, a threshold was missed, a server is away."""
+
+EXIT_USAGE = 2
+"""The command line or the configuration cannot be right; click's own code for it."""
+
+EXIT_NO = 3
+"""Everything worked, and the answer is no: not better, or refused by MLflow for good."""
+
+EXIT_UNDELIVERED = 4
+"""The work is done, but MLflow has not got it yet; ``mlpipeline sync`` sends it."""
+
+json_option = click.option("--json", "is_json", is_flag=True, help="Print one JSON document.")
+
+
+def destination_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--tracking-uri`` and ``--registry-uri``; `destination_config` makes a configuration of them."""
+    for option in (
+        click.option("--registry-uri", default=None, help="Where the models are; default: with the runs."),
+        click.option(
+            "--tracking-uri", default=None, help="Where the runs are; default: as for a training here."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def destination_config(**options: Any) -> MLflowConfig:
+    """Return the configuration of a command's options; what is None counts as not given."""
+    from mlpipeline.core.config import MLflowConfig
+
+    return MLflowConfig.of({name: value for name, value in options.items() if value is not None})
+
+
+def tell(content: Any, *, is_json: bool, text: Callable[[], Any]) -> None:
+    """Print a command's result.
+
+    Args:
+        content: What ``--json`` prints; what JSON does not know is printed as a string.
+        is_json: Whether it was asked for.
+        text: Makes what people read: a string, or anything that rich prints.
+    """
+    if is_json:
+        click.echo(json.dumps(content, default=str))
+        return
+    shown = text()
+    if isinstance(shown, str):
+        click.echo(shown)
+        return
+    from rich.console import Console
+
+    # A pipe has no width: nothing is cut there.
+    Console(width=None if sys.stdout.isatty() else 200).print(shown)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Any:
+    """Return a table of rich's; cells are shown as they are, None as nothing."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    made = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        made.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+    return made
+
+
+class Group(click.Group):
+    """A group whose commands tell mistakes in one line, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what users or servers did wrong becomes a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except MLPipelineError as error:
+            raise _Mistake(str(error)) from error
+        except Exception as error:
+            # MLflow is asked about only where it is loaded: its import takes seconds.
+            mlflow = sys.modules.get("mlflow.exceptions")
+            if mlflow is not None and isinstance(error, mlflow.MlflowException):
+                raise click.ClickException(f"MLflow says: {error}") from error
+            raise
+
+
+class _Mistake(click.ClickException):
+    """A mistake of the user's."""
+
+    exit_code = EXIT_USAGE
+
+
+def exit_codes() -> Mapping[int, str]:
+    """Return the meaning of every exit code."""
+    return {
+        0: "done",
+        EXIT_FAILED: "failed: the training, a threshold, the server; or records still wait",
+        EXIT_USAGE: "the command line or the configuration cannot be right",
+        EXIT_NO: "the answer is no: not better, or refused by MLflow for good",
+        EXIT_UNDELIVERED: "trained, but not delivered yet: mlpipeline sync",
+    }
