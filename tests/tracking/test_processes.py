@@ -393,3 +393,23 @@ def test_a_ctrl_c_does_not_reach_a_courier_that_is_being_started(
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_model_is_logged_while_the_delivery_thread_imports_mlflow(store_uri: str) -> None:
+    """Two threads that import MLflow at once, one of them a part of it first, end in half a package."""
+    code, _, error = run_script(
+        f"""
+        import time
+        from mlpipeline import MLflowTracker
+        from sklearn.dummy import DummyClassifier
+        model = DummyClassifier().fit([[0.0], [1.0]], [0, 1])
+        with MLflowTracker(tracking_uri={store_uri!r}, experiment_name="imports", delivery="thread") as tracker:
+            run = tracker.active_run
+            time.sleep(0.3)  # the thread is in the middle of it
+            run.log_model(model, input_example=[[0.0]])
+        assert 0 == run.wait().pending, run.counts()
+        assert run.model_uri is not None
+        """
+    )
+    assert (0, "") == (code, "" if code == 0 else error)
+    assert "ImportError" not in error

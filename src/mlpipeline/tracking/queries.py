@@ -148,7 +148,7 @@ class Queries:
         Raises:
             UsageError: There is no such run.
         """
-        from mlflow.exceptions import MlflowException
+        from mlflow import MlflowException
 
         if not _RUN_ID.fullmatch(run_id):
             raise self._unknown(run_id)
@@ -184,7 +184,7 @@ class Queries:
         Raises:
             UsageError: MLflow refuses the filter, the order or an id; or *max_results* is not positive.
         """
-        from mlflow.exceptions import MlflowException
+        from mlflow import MlflowException
 
         if max_results < 1:
             raise UsageError(f"max_results is {max_results}; give the number of runs wanted, 1 or more.")

@@ -532,6 +532,10 @@ def stage_model(
     flavor = flavor_of(model)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty; stage each model into a folder of its own.")
+    # Whole, before any part of it: while the delivery's thread imports it, a part that is asked for first
+    # makes Python break the deadlock of the two imports, and leaves half a package.
+    import mlflow  # noqa: F401
+
     if signature == "auto":
         signature = signature_for(flavor, model, input_example)
     pins = pinned_requirements(flavor, model) if requirements is None else None
