@@ -151,7 +151,8 @@ class MLflowCallback(Recorded, pl.Callback):
         with unharmed("hyperparameters"):
             for found in hyperparameters(trainer, pl_module):
                 run.log_params({key: value for key, value in found.items() if key not in self._params})
-        log_datasets(run, training=trainer.train_dataloader, validation=trainer.val_dataloaders)
+        if self._rules.log_datasets:
+            log_datasets(run, training=trainer.train_dataloader, validation=trainer.val_dataloaders)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the best weights and the checkpoints, and end the run."""

@@ -236,6 +236,8 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
                     charts.bars(f"feature importance ({kind})", _flat(scores)),
                     f"feature_importance_{kind}.svg",
                 )
+        if self._rules.log_model is False:
+            return  # the run may log models, this callback's user does not want this one
         weights = "last" if best is None else "best iteration"
         run.log_model(booster, tags={"mlpipeline.weights": weights}, step=best)
 

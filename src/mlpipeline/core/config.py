@@ -545,6 +545,15 @@ def _accepted(options: Mapping[Any, Any]) -> dict[str, Any]:
     return _checked(named, os.environ)
 
 
+def option_mistake(name: str, value: Any) -> str | None:
+    """Return what is wrong with one option by itself, in words; None if nothing is."""
+    try:
+        _accepted({name: value})
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def _checked(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     """Return *values* normalised; None stays where it means "not given"."""
     checked: dict[str, Any] = {}

@@ -1,12 +1,10 @@
-"""The specification's names in one place; everything behind them lives in the layers below.
-
-The config-driven trainer, evaluator and hyperparameter trainer join here with the components.
-"""
+"""The specification's names in one place; everything behind them lives in the layers below."""
 
 from __future__ import annotations
 
 from mlpipeline.core.config import MLflowConfig
+from mlpipeline.models.training import MLflowIntegratedTrainer
 from mlpipeline.tracking.queries import MLflowRunInfo
 from mlpipeline.tracking.tracker import MLflowTracker
 
-__all__ = ["MLflowConfig", "MLflowRunInfo", "MLflowTracker"]
+__all__ = ["MLflowConfig", "MLflowIntegratedTrainer", "MLflowRunInfo", "MLflowTracker"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from mlpipeline.tracking.opening import open_run
 from mlpipeline.tracking.recorded import unharmed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mlpipeline.tracking.run import Run
 
@@ -161,17 +162,13 @@ class MLflowEstimator(MetaEstimatorMixin, BaseEstimator):
                 f"evaluate needs the targets to compare a {type(self.estimator_).__name__}'s predictions with; "
                 "write evaluate(X_test, y_test)"
             )
-        with same_random_numbers(self.estimator_):
-            found = Evaluation(self.estimator_, X_test, y_test, sample_weight)
-        if self._run is not None and self._run.is_enabled:
-            self._run.resume()
-            try:
-                with unharmed(f"the evaluation {prefix!r}"):
-                    log_dataset(self._run, X_test, y_test, prefix)
-                    found.log(self._run, prefix)
-            finally:
-                self._run.end()  # what was trained is FINISHED, however this went
-        return {f"{prefix}_{name}": value for name, value in found.metrics.items()}
+        if self._run is None or not self._run.is_enabled:
+            return evaluated(self._run, self.estimator_, X_test, y_test, prefix, sample_weight)
+        self._run.resume()
+        try:
+            return evaluated(self._run, self.estimator_, X_test, y_test, prefix, sample_weight)
+        finally:
+            self._run.end()  # what was trained is FINISHED, however this went
 
     # --- fitting ------------------------------------------------------------------------------------
 
@@ -188,17 +185,18 @@ class MLflowEstimator(MetaEstimatorMixin, BaseEstimator):
             return output
         run = open_run(config)
         try:
-            began_s = time.perf_counter()
-            with unharmed("the parameters"):
-                run.set_tags(about(estimator))
-                run.log_params(shown_params(estimator))
-            with observed(estimator, self.estimator, run), trainings.inside(run):
+            weights = [value for key, value in params.items() if key.endswith("sample_weight")]
+            with recorded_fit(
+                run,
+                estimator,
+                X,
+                y,
+                original=self.estimator,
+                sample_weight=weights[-1] if weights else None,
+                is_fold=is_fold,
+            ):
                 output = getattr(estimator, method)(*arguments, **routed)
-            self.estimator_, self._run = estimator, run
-            run.log_metrics({"fit_time_s": time.perf_counter() - began_s}, 0)
-            if run.is_enabled:
-                weights = [value for key, value in params.items() if key.endswith("sample_weight")]
-                _log_fitted(run, estimator, X, y, weights[-1] if weights else None, is_fold=is_fold)
+                self.estimator_, self._run = estimator, run
         except BaseException as error:
             run.end(trainings.status_of(type(error)))
             raise
@@ -248,6 +246,66 @@ def _is_routing() -> bool:
 
 
 # --- what is recorded of a fit -----------------------------------------------------------------------
+
+
+@contextmanager
+def recorded_fit(
+    run: Run,
+    estimator: Any,
+    X: Any,
+    y: Any = None,
+    *,
+    original: Any = None,
+    sample_weight: Any = None,
+    is_fold: bool = False,
+) -> Iterator[None]:
+    """Record in a run the estimator that is fitted inside the block.
+
+    An exception in the block goes on; of what it interrupts the params are recorded.
+
+    Args:
+        run: Where; it stays open.
+        estimator: What the block fits, in place.
+        X: Training data.
+        y: Targets.
+        original: What *estimator* is a clone of; None where it is none.
+        sample_weight: Weights of the rows.
+        is_fold: It is one of many, whose model nobody will ask for.
+    """
+    with unharmed("the parameters"):
+        run.set_tags(about(estimator))
+        run.log_params(shown_params(estimator))
+    began_s = time.perf_counter()
+    with observed(estimator, original, run), trainings.inside(run):
+        yield
+    run.log_metrics({"fit_time_s": time.perf_counter() - began_s}, 0)
+    if run.is_enabled:
+        _log_fitted(run, estimator, X, y, sample_weight, is_fold=is_fold)
+
+
+def evaluated(
+    run: Run | None, estimator: Any, X: Any, y: Any, prefix: str, sample_weight: Any = None
+) -> dict[str, float]:
+    """Compute the metrics of a fitted estimator on other data, and record them with their plots and the data.
+
+    Args:
+        run: Where; it stays open. None records nothing.
+        estimator: The fitted estimator, which is left as it is.
+        X: Data.
+        y: Its targets.
+        prefix: What the names begin with.
+        sample_weight: Weights of the rows.
+
+    Returns:
+        The metrics, by their whole names.
+    """
+    with same_random_numbers(estimator):
+        found = Evaluation(estimator, X, y, sample_weight)
+    if run is not None and run.is_enabled:
+        with unharmed(f"the evaluation {prefix!r}"):
+            log_dataset(run, X, y, prefix)
+            found.log(run, prefix)
+    return {f"{prefix}_{name}": value for name, value in found.metrics.items()}
 
 
 def _log_fitted(run: Run, estimator: Any, X: Any, y: Any, weights: Any, *, is_fold: bool) -> None:

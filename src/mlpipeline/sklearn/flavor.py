@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import zipfile
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,8 +109,34 @@ def _save(request: SaveRequest) -> str:
                 raise UnloggableError(_why_not_skops(request.model, refusal)) from refusal
         new_folder(request.folder)
     used = "cloudpickle" if wanted == "auto" else wanted
-    mlflow.sklearn.save_model(request.model, serialization_format=used, **request.arguments())
+    with _by_value(request.model):
+        mlflow.sklearn.save_model(request.model, serialization_format=used, **request.arguments())
     return used
+
+
+def pickled(model: Any) -> bytes:
+    """Return a model as cloudpickle writes it, with the classes of this package that it is made of."""
+    import cloudpickle
+
+    with _by_value(model):
+        data: bytes = cloudpickle.dumps(model)
+    return data
+
+
+@contextmanager
+def _by_value(model: Any) -> Iterator[None]:
+    """Pickle classes of this package whole: who loads the model need not have it."""
+    import cloudpickle
+
+    modules = {type(part).__module__ for part in _parts(model)}
+    ours = [sys.modules[name] for name in modules if name.startswith("mlpipeline.models.")]
+    for module in ours:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in ours:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def _save_skops(request: SaveRequest) -> str:
@@ -219,6 +247,8 @@ def _parts(model: Any) -> Iterator[Any]:
     if hasattr(model, "get_params") and not isinstance(model, type):
         for value in model.get_params(deep=False).values():
             yield from _parts_of_value(value)
+    if (network := getattr(model, "module_", None)) is not None:  # what skorch's estimators, and ours, hold
+        yield network
 
 
 def _parts_of_value(value: Any) -> Iterator[Any]:
@@ -236,7 +266,7 @@ def _parts_of_value(value: Any) -> Iterator[Any]:
 flavor = Flavor(
     name="sklearn",
     distributions=("mlflow", "scikit-learn", "numpy", "scipy", "pandas", "cloudpickle", "skops"),
-    roots=frozenset({"sklearn"}),
+    roots=frozenset({"sklearn", "mlpipeline"}),
     save=_save,
     predict=_predict,
     parts=_parts,
