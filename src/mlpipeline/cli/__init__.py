@@ -7,13 +7,14 @@ import click
 import mlpipeline
 from mlpipeline.cli.console import Group
 from mlpipeline.cli.delivery import status, sync
+from mlpipeline.cli.pipeline import config, evaluate, train, tune
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(mlpipeline.__version__, prog_name="mlpipeline")
 def main() -> None:
-    """Record trainings in MLflow: what is on its way, and how to send it."""
+    """Train, compare and promote models with MLflow, and see that nothing is lost on the way there."""
 
 
-main.add_command(sync)
-main.add_command(status)
+for command in (train, evaluate, tune, config, status, sync):
+    main.add_command(command)

@@ -407,6 +407,16 @@ class MLflowConfig:
         return cls.of(os.fspath(path))
 
     @classmethod
+    def from_section(cls, options: Mapping[str, Any]) -> MLflowConfig:
+        """Return the options that a file holds, already read; they rank below the environment.
+
+        Raises:
+            ConfigError: As in the constructor.
+        """
+        values = _accepted(options)
+        return cls._made(values, weak=values)
+
+    @classmethod
     def of(
         cls, config: MLflowConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None, **overrides: Any
     ) -> MLflowConfig:

@@ -274,18 +274,23 @@ def _check_target(y: pd.Series[Any], task_type: TaskType, source: str) -> None:
     classes = y.nunique()
     if classes == 1:
         raise ConfigError(
-            f"{source}: the target {y.name!r} is {y.iloc[0]!r} in every row; nothing can be learned"
+            f"{source}: the target {y.name!r} is {_plain(y.iloc[0])!r} in every row; nothing can be learned"
         )
     if task_type == "regression" and y.dtype.kind not in "iufb":
         raise ConfigError(
-            f"{source}: a regression needs numbers, and the target {y.name!r} holds {y.iloc[0]!r}; "
+            f"{source}: a regression needs numbers, and the target {y.name!r} holds {_plain(y.iloc[0])!r}; "
             "write task_type: classification"
         )
     if task_type == "classification" and y.dtype.kind == "f" and bool((y % 1 != 0).any()):
         raise ConfigError(
             f"{source}: a classification needs classes, and the target {y.name!r} holds numbers such as "
-            f"{y[y % 1 != 0].iloc[0]!r}; write task_type: regression"
+            f"{_plain(y[y % 1 != 0].iloc[0])!r}; write task_type: regression"
         )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of numpy's as Python's own, which is how a user wrote it."""
+    return value.item() if hasattr(value, "item") else value
 
 
 # --- splitting ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import logging
 import os
 import time
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from mlpipeline.tracking.run import Run
 
 logger = logging.getLogger("mlpipeline")
+
+_recorded: ContextVar[dict[str, Any]] = ContextVar("mlpipeline_recorded")
+"""What the stage at work has recorded; its answer tells that also where the work failed."""
 
 MODEL_FILE = "trained_model.pkl"
 FACTS_FILE = "training.json"
@@ -53,11 +57,15 @@ def executed(
             f"execute takes an ExecutionContext, and got {type(context).__name__}; see mlpipeline.core.interfaces"
         )
     began_s = time.perf_counter()
+    token = _recorded.set({})
     try:
         result = work(context)
     except Exception as error:  # noqa: BLE001 - a stage that fails is an answer, which names its reason
         context.logger.error("%s failed: %s", context.stage_name, error)  # noqa: TRY400 - the result has it
-        result = ExecutionResult(False, error_message=str(error) or type(error).__name__, exception=error)
+        message = str(error) or type(error).__name__
+        result = ExecutionResult(False, metadata=_recorded.get(), error_message=message, exception=error)
+    finally:
+        _recorded.reset(token)
     result.execution_time = time.perf_counter() - began_s
     return result
 
@@ -84,6 +92,9 @@ def recording(config: MLflowConfig, context: ExecutionContext, **options: Any) -
         if isinstance(error, Exception):
             run.set_tags({"exception": type(error).__name__, "exception_message": str(error)[:5000]})
         run.end(status_of(type(error)))
+        if isinstance(error, Exception):  # who wants to stop is not kept waiting
+            run.wait()
+            _recorded.get({}).update(facts_of(run))
         raise
     run.end()
     run.wait()

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlpipeline.core.errors import MissingExtraError, UsageError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -26,6 +24,8 @@ try:
     import torch
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 except ImportError as error:
+    from mlpipeline.core.errors import MissingExtraError
+
     raise MissingExtraError("torch" if error.name == "torch" else "sklearn", error.name or "torch") from error
 
 
@@ -95,9 +95,10 @@ class _MLP(BaseEstimator):
             )
 
     def _outputs(self, X: Any) -> Any:
+        from sklearn.utils.validation import check_is_fitted
+
+        check_is_fitted(self, "module_")
         features = _floats(X)
-        if not hasattr(self, "module_"):
-            raise UsageError("this model is not trained yet; call fit first")
         with torch.no_grad():
             return self.module_(torch.from_numpy(features)).numpy()
 
@@ -168,11 +169,13 @@ def _train(
     module: Any, train: Any, validation: Any, callbacks: Sequence[Any], options: dict[str, Any]
 ) -> None:
     """Train a module in place, and leave it with the weights of its best epoch, on the CPU."""
-    # Here, so that a loaded model does without Lightning.
+    # All of it here, so that a loaded model does without.
     try:
         import lightning
         from lightning.pytorch.callbacks import Callback, EarlyStopping
     except ImportError as error:
+        from mlpipeline.core.errors import MissingExtraError
+
         raise MissingExtraError("lightning", "lightning") from error
     from torch.utils.data import DataLoader, TensorDataset
 

@@ -1,0 +1,112 @@
+"""Models by name: scikit-learn's own listing, XGBoost's, ours, the user's."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from sklearn.base import is_classifier, is_regressor
+from sklearn.utils import all_estimators
+
+from mlpipeline.core.errors import ConfigError
+from mlpipeline.models.estimators import kind_of, known_names, make
+from mlpipeline.models.settings import ModelSection
+
+
+def made(**given):
+    section = ModelSection.model_validate(given)
+    return make(section, kind_of(section, None))
+
+
+def test_every_classifier_and_regressor_of_scikit_learn_has_a_name():
+    """But those that are made around another estimator, which YAML cannot hold."""
+    from inspect import Parameter, signature
+
+    plain = {
+        kind
+        for _, kind in all_estimators(type_filter=["classifier", "regressor"])
+        if all(
+            one.default is not Parameter.empty or one.kind is Parameter.VAR_KEYWORD
+            for one in signature(kind).parameters.values()
+        )
+    }
+    assert plain == {type(made(model_type=name)) for name in known_names("sklearn")}
+    assert len(plain) > 80
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("random_forest_classifier", "RandomForestClassifier"),
+        ("RandomForestClassifier", "RandomForestClassifier"),
+        ("svc", "SVC"),
+        ("hist_gradient_boosting_regressor", "HistGradientBoostingRegressor"),
+        ("k_neighbors_classifier", "KNeighborsClassifier"),
+        ("kneighbors_classifier", "KNeighborsClassifier"),
+        ("sklearn.ensemble.VotingClassifier", None),
+        ("sklearn.linear_model.Ridge", "Ridge"),
+    ],
+)
+def test_names_are_found_however_they_are_spelled(name, kind):
+    """Snake case, the class's own name, a dotted path; one that needs another estimator says so."""
+    if kind is None:
+        with pytest.raises(ConfigError, match=r"VotingClassifier refuses \{\}: .*'estimators'"):
+            made(model_type=name)
+    else:
+        assert kind == type(made(model_type=name)).__name__
+
+
+@pytest.mark.parametrize(
+    ("given", "classifies"),
+    [
+        ({"framework": "xgboost"}, True),
+        ({"framework": "xgboost", "task_type": "regression"}, False),
+        ({"framework": "xgboost", "model_type": "xgb_regressor"}, False),
+        ({"framework": "pytorch", "task_type": "regression"}, False),
+        ({"framework": "pytorch", "model_type": "mlp"}, True),
+        ({"task_type": "regression"}, False),
+    ],
+)
+def test_a_framework_has_its_usual_model_of_a_task(given, classifies):
+    """A classifier where nothing says otherwise."""
+    found = made(**given)
+    assert (classifies, not classifies) == (is_classifier(found), is_regressor(found))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"model_type": "random_forest_clasifier"}, "did you mean 'random_forest_classifier'?"),
+        ({"framework": "xgboost", "model_type": "xgb_clasifier"}, "there are xgb_classifier, xgb_regressor"),
+        ({"model_type": "no_package.Model"}, "'no_package.Model' cannot be imported (No module named"),
+        ({"model_type": "json.dumps", "framework": "custom"}, "json.dumps refuses {}: dumps() missing 1"),
+        ({"model_type": "json.JSONDecoder"}, "json.JSONDecoder has no fit and predict; it is no model"),
+        ({"framework": "custom"}, "framework custom needs a dotted path"),
+        (
+            {"model_type": "svr", "task_type": "classification"},
+            "svr is for regression, and task_type is classific",
+        ),
+        (
+            {"model_type": "random_forest_regressor", "task_type": "classification"},
+            "write model_type: random_forest_classifier, or task_type: regression",
+        ),
+        ({"parameters": {"n_estimator": 5}}, "has no parameter 'n_estimator'; did you mean 'n_estimators'?"),
+        ({"framework": "xgboost", "parameters": {"max_dept": 5}}, "did you mean 'max_depth'?"),
+    ],
+)
+def test_a_wrong_name_gets_the_nearest_right_one(given, told):
+    """Of the framework that was named."""
+    with pytest.raises(ConfigError) as refusal:
+        made(**given)
+    assert told in str(refusal.value)
+
+
+def test_a_class_of_the_users_own_is_found_in_the_working_directory(tmp_path, monkeypatch):
+    """By its dotted path, as a pipeline's own code would be."""
+    (tmp_path / "house_model.py").write_text(
+        "from sklearn.dummy import DummyRegressor\nclass Mine(DummyRegressor):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = made(framework="custom", model_type="house_model.Mine", parameters={"strategy": "median"})
+    assert ("Mine", "median") == (type(found).__name__, found.strategy)
+    sys.modules.pop("house_model")

@@ -1,0 +1,209 @@
+"""The trainer that a configuration describes: what it answers, and what is in MLflow afterwards."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from mlpipeline.core.errors import ConfigError, UsageError
+from mlpipeline.core.interfaces import Component, ComponentType, ExecutionContext
+from mlpipeline.models.execution import handed_on, handed_on_model
+from mlpipeline.models.mlflow_integration import MLflowIntegratedTrainer
+
+NOBODY = "http://127.0.0.1:9"
+SPECIES = {"path": "birds.csv", "target": "species"}
+
+
+@pytest.fixture
+def birds():
+    """A table as people have it: texts, gaps, classes with names; in the working directory."""
+    draw = np.random.default_rng(0)
+    kind = draw.integers(0, 3, 90)
+    frame = pd.DataFrame(
+        {
+            "mass_g": np.where(draw.random(90) < 0.1, np.nan, 3000.0 + 900 * kind + draw.normal(0, 150, 90)),
+            "island": np.where(draw.random(90) < 0.1, None, np.array(["Biscoe", "Dream", "Torgersen"])[kind]),
+            "species": np.array(["Adelie", "Chinstrap", "Gentoo"])[kind],
+        }
+    )
+    frame.to_csv("birds.csv", index=False)
+    return frame
+
+
+def context_of(config, **given):
+    logger = logging.getLogger("pipeline")
+    kind = ComponentType.MODEL_TRAINING
+    return ExecutionContext("exp_001", "training", kind, config, given.get("artifacts_path", "out"), logger)
+
+
+def train(config, uri, **options):
+    return MLflowIntegratedTrainer(tracking_uri=uri, delivery="thread", **options).execute(context_of(config))
+
+
+@pytest.mark.parametrize(
+    ("framework", "parameters", "curve"),
+    [
+        ("sklearn", {"n_estimators": 10}, None),
+        ("xgboost", {"n_estimators": 5, "max_depth": 2}, "validation_1-mlogloss"),
+        ("pytorch", {"max_epochs": 3, "hidden_sizes": [8]}, "val_loss"),
+    ],
+)
+def test_each_framework_trains_on_raw_rows_and_its_model_takes_them(
+    birds, store_uri, framework, parameters, curve
+):
+    """Metrics of rows held back, curves where training goes in rounds, the whole pipeline as the model."""
+    model = {"framework": framework, "parameters": parameters}
+    result = train({"data": SPECIES, "training": {"model": model}}, store_uri)
+    assert (True, None, None) == (result.success, result.error_message, result.exception)
+    assert {"val_accuracy_score", "test_accuracy_score"} <= set(result.metrics)
+    client = MlflowClient(store_uri)
+    run = client.get_run(result.metadata["mlflow_run_id"])
+    assert "FINISHED" == run.info.status
+    assert result.metrics.items() <= run.data.metrics.items()
+    assert ("birds.csv", "62") == (run.data.params["data_source"], run.data.params["train_rows"])
+    assert {"training", "val", "test"} == {found.dataset.name for found in run.inputs.dataset_inputs}
+    if curve is not None:
+        assert parameters.get("n_estimators", 3) == len(client.get_metric_history(run.info.run_id, curve))
+    (logged,) = run.outputs.model_outputs
+    assert f"models:/{logged.model_id}" == result.metadata["mlflow_model_uri"]
+    raw = pd.DataFrame({"mass_g": [np.nan, 4800.0], "island": ["Biscoe", "a new one"]})
+    mlflow.set_tracking_uri(store_uri)
+    loaded = mlflow.pyfunc.load_model(result.metadata["mlflow_model_uri"])
+    assert set(loaded.predict(raw)) <= set(birds["species"])
+    ours = handed_on_model("out")
+    assert list(ours.predict(raw)) == list(loaded.predict(raw))
+    assert result.metadata["mlflow_run_id"] == handed_on("out")["mlflow_run_id"]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("framework", ["xgboost", "pytorch"])
+def test_a_model_that_is_made_of_our_classes_is_loaded_without_this_package(birds, store_uri, framework):
+    """By an interpreter that cannot import it, nor Lightning."""
+    parameters = {"max_epochs": 2} if framework == "pytorch" else {"n_estimators": 2}
+    model = {"framework": framework, "parameters": parameters}
+    result = train({"data": SPECIES, "training": {"model": model}}, store_uri)
+    client = MlflowClient(store_uri)
+    uri = result.metadata["mlflow_model_uri"]
+    place = client.get_logged_model(uri.rpartition("/")[2]).artifact_location
+    requirements = mlflow.artifacts.load_text(f"{place}/requirements.txt")
+    assert "mlpipeline" not in requirements
+    assert framework.replace("py", "") in requirements
+    program = (
+        "import sys; sys.modules['mlpipeline'] = sys.modules['lightning'] = None; import mlflow, pandas as pd; "
+        f"m = mlflow.sklearn.load_model({place!r}); "
+        "print(m.predict(pd.DataFrame({'mass_g': [3000.0], 'island': ['Biscoe']})))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (0, "['") == (done.returncode, done.stdout[:2]), done.stderr
+
+
+def test_a_regression_is_seen_by_its_target(store_uri):
+    """And has a regression's metrics."""
+    result = train({"data": {"dataset": "diabetes"}}, store_uri)
+    assert {"val_r2_score", "test_root_mean_squared_error"} <= set(result.metrics)
+
+
+def test_the_files_of_the_convention_are_trained_on(birds, store_uri, tmp_path):
+    """Without a data section; rows to test with are optional."""
+    frame = birds.rename(columns={"species": "target"})
+    frame.to_parquet(tmp_path / "train_preprocessed.parquet")
+    trainer = MLflowIntegratedTrainer(tracking_uri=store_uri, delivery="thread")
+    result = trainer.execute(context_of({}, artifacts_path=tmp_path))
+    assert (True, 90.0) == (result.success, float(birds.shape[0]))
+    assert {"train_accuracy_score"} <= set(result.metrics), "nothing was held back"
+
+
+def test_the_context_wins_over_the_constructor_and_the_model_is_registered(birds, either_store):
+    """On SQLite and on a server: experiment, version, alias of the stage."""
+    options = {"experiment_name": "by the context", "register_model": True, "model_name": "birds"}
+    result = train(
+        {"mlflow": options, "data": SPECIES}, either_store, experiment_name="by hand", model_stage="None"
+    )
+    client = MlflowClient(either_store)
+    experiment = client.get_experiment(result.metadata["mlflow_experiment_id"])
+    assert "by the context" == experiment.name
+    version = client.get_model_version("birds", str(result.metadata["mlflow_model_version"]))
+    assert result.metadata["mlflow_run_id"] == version.run_id
+
+
+def test_without_mlflow_it_trains_all_the_same(birds, home):
+    """Nothing is written but what is for the next stage."""
+    result = train({"mlflow": {"enabled": False}, "data": SPECIES}, NOBODY)
+    assert (True, None, None) == (
+        result.success,
+        result.metadata["mlflow_run_id"],
+        result.metadata["mlflow_model_version"],
+    )
+    assert result.metrics["val_accuracy_score"] > 0
+    assert not home.exists()
+
+
+def test_an_unreachable_destination_leaves_a_local_id(birds):
+    """The training is done; what waits is delivered later."""
+    result = train({"data": SPECIES}, NOBODY, register_model=True, model_name="birds")
+    assert result.success
+    assert result.metadata["mlflow_run_id"].startswith("local-")
+    assert (None, False) == (result.metadata["mlflow_model_version"], result.metadata["mlflow_is_delivered"])
+
+
+def test_a_mistake_is_an_answer_that_names_it(birds, store_uri):
+    """Nothing is raised, and no run is opened for what cannot be trained."""
+    result = train({"data": SPECIES, "training": {"model": {"model_type": "random_forst"}}}, store_uri)
+    assert not result.success
+    assert "training.model.model_type: sklearn has no 'random_forst'" in result.error_message
+    assert isinstance(result.exception, ConfigError)
+    assert [] == MlflowClient(store_uri).search_runs(["0"])
+    assert None is MlflowClient(store_uri).get_experiment_by_name("ml-pipeline-experiment")
+
+
+def test_a_training_that_raises_is_a_failed_run_and_an_answer(birds, store_uri):
+    """The exception is the framework's own."""
+    model = {"model_type": "svc", "parameters": {"kernel": "no kernel"}}
+    result = train({"data": SPECIES, "training": {"model": model}}, store_uri)
+    assert (False, "InvalidParameterError") == (result.success, type(result.exception).__name__)
+    client = MlflowClient(store_uri)
+    experiment = client.get_experiment_by_name("ml-pipeline-experiment")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert ("FAILED", "InvalidParameterError") == (run.info.status, run.data.tags["exception"])
+    assert run.info.run_id == result.metadata["mlflow_run_id"]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_who_asks_to_stop_is_obeyed(birds, store_uri, tmp_path, monkeypatch, kind):
+    """Ctrl-C and SystemExit pass; the run has the status that they mean."""
+    (tmp_path / "stopped.py").write_text(
+        "from sklearn.dummy import DummyClassifier\n"
+        "class Stopped(DummyClassifier):\n"
+        f"    def fit(self, X, y):\n        raise {kind.__name__}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "stopped", raising=False)
+    model = {"framework": "custom", "model_type": "stopped.Stopped"}
+    trainer = MLflowIntegratedTrainer(tracking_uri=store_uri, delivery="thread")
+    with pytest.raises(kind):
+        trainer.execute(context_of({"data": SPECIES, "training": {"model": model}}))
+    from mlpipeline.tracking import closing
+
+    for run in closing.watched():
+        run.wait()
+    client = MlflowClient(store_uri)
+    experiment = client.get_experiment_by_name("ml-pipeline-experiment")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert ("KILLED" if kind is KeyboardInterrupt else "FAILED") == found.info.status
+
+
+def test_it_is_a_component_and_checks_before_it_works():
+    """`setup` says what `execute` would; what is no context is the caller's mistake."""
+    trainer = MLflowIntegratedTrainer({"experiment_name": "x"})
+    assert isinstance(trainer, Component)
+    with pytest.raises(ConfigError, match=r"training\.model\.framework"):
+        trainer.setup(context_of({"training": {"model": {"framework": "torch"}}}))
+    with pytest.raises(UsageError, match="execute takes an ExecutionContext, and got dict"):
+        trainer.execute({})
