@@ -145,6 +145,11 @@ def test_a_key_given_twice_is_a_mistake(tmp_path):
     assert ["3: training.target_column: is given twice; keep one"] == mistakes_in(tmp_path, text)
 
 
+def test_a_key_that_is_no_text_is_a_mistake(tmp_path):
+    """A list may be a key in YAML, but not here."""
+    assert ["2: training: has a key that is no text"] == mistakes_in(tmp_path, "training:\n  [a, b]: 1\n")
+
+
 def test_options_that_contradict_each_other_are_told_at_their_section(tmp_path):
     """Neither of the two is wrong by itself."""
     text = "training: {}\nmlflow:\n  register_model: true\n"

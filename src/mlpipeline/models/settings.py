@@ -409,6 +409,10 @@ def _visit(
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                lines[place] = key.start_mark.line + 1
+                mistakes.append((place, "has a key that is no text"))
+                continue
             below = (*place, str(key.value))
             _visit(value, below, loader, lines, mistakes, environ)
             lines[below] = key.start_mark.line + 1

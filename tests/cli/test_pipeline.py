@@ -1,0 +1,167 @@
+"""``mlpipeline train`` and ``mlpipeline config`` as a user runs them: output, exit codes, one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+
+from mlpipeline.cli import main
+
+NOBODY = "http://127.0.0.1:9"
+
+PIPELINE = """\
+mlflow:
+  experiment_name: cli pipeline
+  delivery: thread
+data:
+  dataset: iris
+training:
+  model:
+    model_type: decision_tree_classifier
+    parameters: {max_depth: 2, random_state: 0}
+"""
+
+
+@pytest.fixture
+def pipeline():
+    Path("pipeline.yaml").write_text(PIPELINE)
+    return "pipeline.yaml"
+
+
+def mlpipeline(*arguments):
+    """Run the command line here: exit code, standard output, standard error."""
+    done = CliRunner().invoke(main, arguments)
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_train_trains_and_tells_where_it_is(pipeline, store_uri, monkeypatch):
+    """The environment names the destination; a model that was trained is there."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    code, out, _ = mlpipeline("train", "--config", pipeline, "--artifacts-path", "out", "--json")
+    told = json.loads(out)
+    assert (0, True, True) == (code, told["success"], told["metadata"]["mlflow_is_delivered"])
+    run = MlflowClient(store_uri).get_run(told["metadata"]["mlflow_run_id"])
+    assert told["metrics"].items() <= run.data.metrics.items()
+    assert {"out/trained_model.pkl", "out/training.json"} == set(told["artifacts"])
+
+
+def test_set_wins_over_the_environment_and_the_file(pipeline, store_uri, monkeypatch):
+    """Types are those of YAML; the text for people names metrics and the run."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    changes = {
+        "mlflow.tracking_uri": store_uri,
+        "mlflow.experiment_name": "by hand",
+        "training.model.parameters.max_depth": "3",
+    }
+    options = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    code, out, _ = mlpipeline("train", "-c", pipeline, *options)
+    client = MlflowClient(store_uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("by hand").experiment_id])
+    assert (0, "3") == (code, run.data.params["model__max_depth"])
+    assert run.info.run_id in out
+    assert "test_accuracy_score" in out
+
+
+def test_trained_but_not_delivered_is_exit_code_4(pipeline, monkeypatch):
+    """Not a failure, and not done either."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    code, out, _ = mlpipeline("train", "-c", pipeline, "--json")
+    told = json.loads(out)
+    assert (4, True, False) == (code, told["success"], told["metadata"]["mlflow_is_delivered"])
+    assert told["metadata"]["mlflow_run_id"].startswith("local-")
+
+
+def test_without_mlflow_it_is_done(pipeline, monkeypatch):
+    """There is nothing to deliver."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    assert 0 == mlpipeline("train", "-c", pipeline, "--set", "mlflow.enabled=false")[0]
+
+
+def test_a_stage_that_fails_is_exit_code_1(pipeline, store_uri, monkeypatch):
+    """With the framework's own words, once; what ran is in MLflow."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    code, out, error = mlpipeline(
+        "train", "-c", pipeline, "--set", "training.model.parameters.max_depth=-5", "--json"
+    )
+    told = json.loads(out)
+    assert (1, False) == (code, told["success"])
+    assert error.endswith(f"training failed: {told['error_message']}\n")
+    assert "FAILED" == MlflowClient(store_uri).get_run(told["metadata"]["mlflow_run_id"]).info.status
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["-c", "absent.yaml"], "absent.yaml cannot be read"),
+        (["-c", "pipeline.yaml", "--set", "training"], "--set training: expected KEY=VALUE"),
+        (
+            ["-c", "pipeline.yaml", "--set", "training.modle.x=1"],
+            "training.modle: no such option; did you mean 'model'?",
+        ),
+        (["-c", "pipeline.yaml", "--set", "a=[1"], "--set a=[1: the value is not YAML"),
+        (["-c", "pipeline.yaml", "--set", "data.dataset=irs"], "did you mean 'iris'?"),
+        ([], "Missing option '--config'"),
+    ],
+)
+def test_a_mistake_is_exit_code_2_and_one_message(pipeline, arguments, told):
+    """No traceback; nothing on standard output."""
+    code, out, error = mlpipeline("train", *arguments)
+    assert (2, "") == (code, out)
+    assert told in error
+    assert "Traceback" not in error
+
+
+def test_config_check_names_every_mistake_with_its_line(pipeline):
+    """As text and as JSON; a right file is said to be."""
+    assert (0, "pipeline.yaml is right\n", "") == mlpipeline("config", "check", "-c", pipeline)
+    Path(pipeline).write_text(PIPELINE.replace("experiment_name", "experiment"))
+    code, out, _ = mlpipeline("config", "check", "-c", pipeline, "--json")
+    told = json.loads(out)
+    assert (2, False) == (code, told["is_valid"])
+    assert told["mistakes"][0].startswith("pipeline.yaml:2: mlflow.experiment: MLflowConfig has no option")
+    assert 2 == mlpipeline("config", "check", "-c", pipeline)[0]
+
+
+def test_config_show_is_what_counts_without_secrets(pipeline, monkeypatch):
+    """Defaults filled in, the environment applied; it can be read back."""
+    import yaml
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example.com")
+    code, out, _ = mlpipeline("config", "show", "-c", pipeline)
+    shown = yaml.safe_load(out)
+    assert (0, "https://mlflow.example.com", "target") == (
+        code,
+        shown["mlflow"]["tracking_uri"],
+        shown["training"]["target_column"],
+    )
+    assert "secret" not in out
+    assert shown == json.loads(mlpipeline("config", "show", "-c", pipeline, "--json")[1])
+
+
+def test_config_schema_is_one_that_editors_take():
+    """JSON on standard output."""
+    code, out, _ = mlpipeline("config", "schema")
+    assert (0, "object") == (code, json.loads(out)["type"])
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["config", "--help"]])
+def test_help_loads_nothing_heavy(arguments):
+    """It has to answer at once: no MLflow, no table drawing, no framework."""
+    program = (
+        "import sys\nfrom mlpipeline.cli import main\n"
+        f"main({arguments!r}, standalone_mode=False)\n"
+        "heavy = {'mlflow', 'numpy', 'pandas', 'rich', 'pydantic', 'yaml', 'sklearn', 'prometheus_client'}\n"
+        "sys.exit(','.join(sorted(heavy & set(sys.modules))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    assert ("", True) == (done.stderr.strip(), done.stdout.startswith("Usage:"))
