@@ -7,7 +7,7 @@ import json
 import pytest
 
 from mlpipeline.core.errors import ConfigError
-from mlpipeline.models import settings
+from mlpipeline.models import pipeline_file, settings
 from mlpipeline.models.settings import Settings
 
 
@@ -21,7 +21,7 @@ def mistakes_in(tmp_path, text, **environ):
     """The messages, without the path of the file."""
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as told:
-        settings.read(path, environ=environ).settings()
+        pipeline_file.read(path, environ=environ).settings()
     return [line.removeprefix(f"{path}:") for line in str(told.value).splitlines()]
 
 
@@ -147,7 +147,7 @@ def test_a_key_given_twice_is_a_mistake(tmp_path):
 
 def test_a_key_that_is_no_text_is_a_mistake(tmp_path):
     """A list may be a key in YAML, but not here."""
-    assert ["2: training: has a key that is no text"] == mistakes_in(tmp_path, "training:\n  [a, b]: 1\n")
+    assert ["1: training: has a key that is no text"] == mistakes_in(tmp_path, "training:\n  [a, b]: 1\n")
 
 
 def test_options_that_contradict_each_other_are_told_at_their_section(tmp_path):
@@ -168,13 +168,13 @@ def test_options_that_contradict_each_other_are_told_at_their_section(tmp_path):
 def test_what_is_no_configuration_is_told(tmp_path, text, told):
     """With the line where the reader gave up, if there is one; nothing in a file is executed."""
     with pytest.raises(ConfigError, match=told):
-        settings.read(written(tmp_path, text))
+        pipeline_file.read(written(tmp_path, text))
 
 
 def test_an_absent_file_is_told(tmp_path):
     """By its name."""
     with pytest.raises(ConfigError, match=r"absent.yaml cannot be read \(No such file or directory\)"):
-        settings.read(tmp_path / "absent.yaml")
+        pipeline_file.read(tmp_path / "absent.yaml")
 
 
 def test_variables_are_filled_in_with_their_types(tmp_path):
@@ -192,7 +192,7 @@ training:
       f: ${EMPTY:-true}
 """
     path = written(tmp_path, text)
-    found = settings.read(path, environ={"TARGET": "label", "N": "50", "EMPTY": ""}).settings().training
+    found = pipeline_file.read(path, environ={"TARGET": "label", "N": "50", "EMPTY": ""}).settings().training
     assert "label" == found.target_column
     expected = {"a": "50", "b": 50, "c": "x50", "d": "y", "e": 0.5, "f": True}
     assert expected == found.model.parameters
@@ -207,7 +207,7 @@ def test_a_variable_that_is_not_set_is_a_mistake_with_its_line(tmp_path):
         )
     ] == mistakes_in(tmp_path, "training:\n  target_column: ${TARGET}\n")
     path = written(tmp_path, "training:\n  target_column: ${TARGET}\n")
-    found = settings.read(path, environ={"TARGET": "{a: 1}"}).settings()
+    found = pipeline_file.read(path, environ={"TARGET": "{a: 1}"}).settings()
     assert "{a: 1}" == found.training.target_column
 
 
@@ -215,11 +215,11 @@ def test_changes_win_over_the_file(tmp_path):
     """Sections that are not there are made; what is no section cannot be gone into."""
     path = written(tmp_path, "training:\n  model: {parameters: {max_depth: 3, n_estimators: 5}}\n")
     changes = {"training.model.parameters.max_depth": 7, "evaluation.on": "val"}
-    found = settings.read(path, changes).settings()
+    found = pipeline_file.read(path, changes).settings()
     assert {"max_depth": 7, "n_estimators": 5} == found.training.model.parameters
     assert "val" == found.evaluation.on
     with pytest.raises(ConfigError, match=r"training.model.parameters.max_depth is 3, no section"):
-        settings.read(path, {"training.model.parameters.max_depth.a": 7})
+        pipeline_file.read(path, {"training.model.parameters.max_depth.a": 7})
 
 
 # --- the schema -------------------------------------------------------------------------------------

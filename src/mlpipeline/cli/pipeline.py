@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mlpipeline.core.config import MLflowConfig
     from mlpipeline.core.interfaces import ExecutionResult
-    from mlpipeline.models.settings import Source
+    from mlpipeline.models.pipeline_file import Source
 
 _config = click.option(
     "--config", "-c", "path", required=True, type=click.Path(dir_okay=False), help="The pipeline's YAML file."
@@ -219,7 +219,7 @@ def _read(path: str, changes: tuple[str, ...]) -> tuple[Source, MLflowConfig]:
     import yaml
 
     from mlpipeline.core.config import MLflowConfig
-    from mlpipeline.models import settings
+    from mlpipeline.models import pipeline_file
 
     parsed: dict[str, Any] = {}
     for change in changes:
@@ -232,7 +232,7 @@ def _read(path: str, changes: tuple[str, ...]) -> tuple[Source, MLflowConfig]:
             parsed[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {change}: the value is not YAML; put it in quotes") from error
-    source = settings.read(path, parsed)
+    source = pipeline_file.read(path, parsed)
     source.settings()
     options = source.content.get("mlflow") or {}
     by_hand = {key.partition(".")[2].partition(".")[0] for key in parsed if key.startswith("mlflow.")}

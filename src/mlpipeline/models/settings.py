@@ -2,7 +2,7 @@
 
 ::
 
-    production.yaml ─ lines kept, ${NAME} filled in, --set applied ─► Settings
+    a component's dict, or a file's content (mlpipeline.models.pipeline_file) ─► Settings
       mlflow:      MLflowConfig, the options of every callback       (mlpipeline.core.config)
       data:        DataSection          where the rows are, what the target is, how they are split
       training:    TrainingSection      the model, and its hyperparameter_optimization:
@@ -16,7 +16,6 @@ told at once, with its place, and with the nearest name that would have been rig
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -276,10 +275,10 @@ class Settings:
         Raises:
             ConfigError: Something in them cannot be right; every mistake is named.
         """
-        mistakes = _mistakes({name: content[name] for name in only if name in content})
+        mistakes = mistakes_in({name: content[name] for name in only if name in content})
         if mistakes:
-            raise ConfigError(_told(mistakes, {}))
-        return cls(**_parsed({name: content[name] for name in only if content.get(name) is not None}))
+            raise ConfigError(in_words(mistakes, {}))
+        return cls(**parsed({name: content[name] for name in only if content.get(name) is not None}))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sections as plain data, defaults filled in."""
@@ -291,174 +290,19 @@ class Settings:
         }
 
 
-def _parsed(content: Mapping[str, Any]) -> dict[str, Any]:
+def parsed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return sections that hold no mistake as their classes."""
     return {
         name: SECTIONS[name].model_validate(value) if name in SECTIONS else value
         for name, value in content.items()
     }
 
 
-# --- a file ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Source:
-    """A configuration file: its content, and the line of everything in it.
-
-    Attributes:
-        content: The sections.
-        lines: The line of each key's value, counted from 1.
-        name: What the file is called in messages.
-    """
-
-    content: dict[str, Any]
-    lines: Mapping[Location, int]
-    name: str
-
-    def settings(self) -> Settings:
-        """Return the checked settings.
-
-        Raises:
-            ConfigError: With a line for every mistake in the file.
-        """
-        mistakes = _mistakes(self.content)
-        known = ("mlflow", *SECTIONS)
-        mistakes += [
-            ((name,), f"no section of a pipeline{_nearest(name, known)}; there are {', '.join(known)}")
-            for name in self.content
-            if name not in known
-        ]
-        if mistakes:
-            raise ConfigError(_told(mistakes, self.lines, self.name))
-        return Settings(**_parsed({name: value for name, value in self.content.items() if value is not None}))
-
-
-def read(
-    path: str | os.PathLike[str],
-    changes: Mapping[str, Any] | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> Source:
-    """Read a YAML file, safely.
-
-    ``${NAME}`` stands for an environment variable, ``${NAME:-text}`` for it or, where it is not set, the text.
-    A value that is nothing else and not in quotes gets the type of what it stands for.
-
-    Args:
-        path: The file, of at most 1 MiB.
-        changes: Values over those of the file, by dotted name, such as
-            ``{"training.model.parameters.max_depth": 3}``.
-        environ: The environment. None: that of this process.
-
-    Raises:
-        ConfigError: It cannot be read, is no YAML, names a variable that is not set, or gives a key twice.
-    """
-    import yaml
-
-    name = os.fspath(path)
-    limit = 2**20
-    try:
-        with open(path, "rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"{name} cannot be read ({error.strerror}); give the path of a YAML file"
-        ) from error
-    if len(data) > limit:
-        raise ConfigError(f"{name}: a configuration file has at most 1 MiB; is this the right file?")
-    lines: dict[Location, int] = {}
-    try:
-        loader = yaml.SafeLoader(data)
-        try:
-            node = loader.get_single_node()
-            mistakes: list[tuple[Location, str]] = []
-            if node is not None:
-                _visit(node, (), loader, lines, mistakes, os.environ if environ is None else environ)
-            content = loader.construct_document(node) if node is not None and not mistakes else {}
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{name}{where}: this is not YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{name}: this is not YAML: {error}") from error
-    if mistakes:
-        raise ConfigError(_told(mistakes, lines, name))
-    if not isinstance(content, dict):
-        raise ConfigError(f"{name}: expected sections such as training:, but it holds {content!r:.80}")
-    for dotted, value in (changes or {}).items():
-        _change(content, dotted, value)
-    return Source(content, lines, name)
-
-
-_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-
-
-def _visit(
-    node: Any,
-    place: Location,
-    loader: Any,
-    lines: dict[Location, int],
-    mistakes: list[tuple[Location, str]],
-    environ: Mapping[str, str],
-) -> None:
-    """Note the lines of a node and of all below it, and fill in the environment's variables."""
-    import yaml
-
-    lines[place] = node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                lines[place] = key.start_mark.line + 1
-                mistakes.append((place, "has a key that is no text"))
-                continue
-            below = (*place, str(key.value))
-            _visit(value, below, loader, lines, mistakes, environ)
-            lines[below] = key.start_mark.line + 1
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                mistakes.append((below, "is given twice; keep one"))
-            seen.add(key.value)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _visit(value, (*place, index), loader, lines, mistakes, environ)
-    elif "${" in node.value:
-
-        def fill(match: re.Match[str]) -> str:
-            found = environ.get(match[1]) or match[2]
-            if found is None:
-                mistakes.append(
-                    (
-                        place,
-                        f"the environment variable {match[1]} is not set; set it, or write ${{{match[1]}:-default}}",
-                    )
-                )
-            return found or ""
-
-        node.value = _VARIABLE.sub(fill, node.value)
-        if node.style is None:  # unquoted: ${TRIALS} is a number where it stands for one
-            node.tag = loader.resolve(yaml.ScalarNode, node.value, (True, False))
-
-
-def _change(content: dict[str, Any], dotted: str, value: Any) -> None:
-    *above, last = dotted.split(".")
-    place = content
-    for index, key in enumerate(above):
-        below = place.get(key)
-        if below is None:
-            below = place[key] = {}
-        elif isinstance(below, dict):
-            below = place[key] = dict(below)  # an anchor's mapping stands in several places
-        else:
-            raise ConfigError(f"--set {dotted}: {'.'.join(above[: index + 1])} is {below!r:.60}, no section")
-        place = below
-    place[last] = value
-
-
 # --- mistakes ----------------------------------------------------------------------------------------
 
 
-def _mistakes(content: Mapping[str, Any]) -> list[tuple[Location, str]]:
+def mistakes_in(content: Mapping[str, Any]) -> list[tuple[Location, str]]:
+    """Return every mistake in some sections, with its place."""
     found: list[tuple[Location, str]] = []
     for name, value in content.items():
         if value is None:
@@ -472,7 +316,7 @@ def _mistakes(content: Mapping[str, Any]) -> list[tuple[Location, str]]:
             try:
                 SECTIONS[name].model_validate(value)
             except ValidationError as error:
-                found += [_in_words(SECTIONS[name], name, value, one) for one in error.errors()]
+                found += [_finding(SECTIONS[name], name, value, one) for one in error.errors()]
     return found
 
 
@@ -492,18 +336,18 @@ def _mlflow_mistakes(section: Mapping[str, Any]) -> list[tuple[Location, str]]:
     return found
 
 
-def _in_words(section: type[Section], name: str, content: Any, error: Any) -> tuple[Location, str]:
+def _finding(section: type[Section], name: str, content: Any, error: Any) -> tuple[Location, str]:
     """Return the place and the words of one of pydantic's findings."""
     where = (name, *_keys_of(content, error))
     kind, given = error["type"], error.get("input")
     if kind == "extra_forbidden":
         known = _options_at(section, error["loc"][:-1])
-        return where, f"no such option{_nearest(where[-1], known)}; there are {', '.join(known)}"
+        return where, f"no such option{nearest_of(where[-1], known)}; there are {', '.join(known)}"
     if kind == "literal_error":
         accepted = re.findall(r"'([^']*)'", error["ctx"]["expected"])
         return (
             where,
-            f"{given!r} is not accepted{_nearest(given, accepted)}; accepted are {', '.join(accepted)}",
+            f"{given!r} is not accepted{nearest_of(given, accepted)}; accepted are {', '.join(accepted)}",
         )
     if kind == "value_error":
         return where, str(error["ctx"]["error"])
@@ -570,12 +414,13 @@ def _tags_of(section: type[Section]) -> tuple[Any, ...]:
     return typing.get_args(tag.annotation) if tag else ()
 
 
-def _nearest(word: object, known: Sequence[str]) -> str:
+def nearest_of(word: object, known: Sequence[str]) -> str:
+    """Return the hint at the known word that is nearest; empty if none is near."""
     near = difflib.get_close_matches(str(word).lower(), known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _told(
+def in_words(
     mistakes: Sequence[tuple[Location, str]], lines: Mapping[Location, int], name: str | None = None
 ) -> str:
     """Return all mistakes, a line each, in the order of the file."""
@@ -585,12 +430,12 @@ def _told(
             place = place[:-1]
         return lines.get(place, 0)
 
-    told = []
+    lines_told = []
     for place, words in sorted(mistakes, key=lambda one: line_of(one[0])):
         where = ".".join(map(str, place))
         at = f"{name}:{line_of(place)}: " if name and line_of(place) else f"{name}: " if name else ""
-        told.append(f"{at}{where}: {words}")
-    return "\n".join(told)
+        lines_told.append(f"{at}{where}: {words}")
+    return "\n".join(lines_told)
 
 
 # --- for editors -------------------------------------------------------------------------------------
