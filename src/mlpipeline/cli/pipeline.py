@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +22,7 @@ from mlpipeline.cli.console import EXIT_FAILED, EXIT_UNDELIVERED, json_option, t
 from mlpipeline.core.errors import ConfigError, MLPipelineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mlpipeline.core.config import MLflowConfig
     from mlpipeline.core.interfaces import ExecutionResult
@@ -92,11 +93,10 @@ def _run(stage: str, path: str, folder: str, changes: tuple[str, ...], *, is_jso
         "tuning": ComponentType.HYPERPARAMETER_TUNING,
     }[stage]
     component = _component(stage, config)
-    _tell_progress(component.logger)
     sections = {name: value for name, value in source.content.items() if name != "mlflow"}
-    result: ExecutionResult = component.execute(
-        ExecutionContext(source.name, stage, kind, sections, folder, component.logger)
-    )
+    context = ExecutionContext(source.name, stage, kind, sections, folder, component.logger)
+    with _telling_progress(component.logger):
+        result: ExecutionResult = component.execute(context)
     if isinstance(result.exception, MLPipelineError):
         raise result.exception
     tell(_content(result), is_json=is_json, text=lambda: _told(result))
@@ -118,11 +118,25 @@ def _component(stage: str, config: MLflowConfig) -> Any:
     return getattr(import_module(f"mlpipeline.models.{module}"), name)(config)
 
 
-def _tell_progress(logger: logging.Logger) -> None:
-    """Let the component's own words through to standard error, where they do not disturb the result."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    logger.setLevel(logging.INFO)
-    logger.addFilter(lambda record: record.levelno < logging.ERROR)  # a failure is told once, with the result
+class _Progress(logging.Handler):
+    """What the package has to say, on standard error; a failure is told once, with the result."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.ERROR:
+            click.echo(record.getMessage(), err=True)
+
+
+@contextmanager
+def _telling_progress(component: logging.Logger) -> Iterator[None]:
+    ours, handler = logging.getLogger("mlpipeline"), _Progress()
+    level = component.level
+    ours.addHandler(handler)
+    component.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        component.setLevel(level)
+        ours.removeHandler(handler)
 
 
 def _content(result: ExecutionResult) -> dict[str, Any]:

@@ -74,6 +74,10 @@ class MLflowIntegratedTrainer:
 
     def _train(self, context: ExecutionContext) -> ExecutionResult:
         config, settings = self._settings(context)
+        if config.model_name and not config.register_model and config.enabled:
+            context.logger.warning(
+                "model_name=%r is given and register_model is not: nothing is registered", config.model_name
+            )
         model = settings.training.model
         kind = estimators.kind_of(model, None) if model.model_type else None
         tables = data.load(
