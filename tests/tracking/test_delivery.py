@@ -21,7 +21,7 @@ from mlpipeline import MLflowConfig
 from mlpipeline.tracking import trainings
 from mlpipeline.tracking.account import account_of, dead_letters
 from mlpipeline.tracking.delivery import RunDelivery
-from mlpipeline.tracking.home import DONE_KEPT_DAYS, Home, _is_remote
+from mlpipeline.tracking.home import DONE_KEPT_DAYS, Home, is_remote
 from mlpipeline.tracking.opening import attached_run, open_child, open_run
 from mlpipeline.tracking.records import Kind
 from mlpipeline.tracking.sink import Destination, MlflowSink
@@ -645,7 +645,7 @@ def test_a_model_too_many_for_the_spool_is_recorded_without_its_files(
 
 
 @pytest.mark.parametrize(
-    ("path", "is_remote"),
+    ("path", "expected"),
     [
         ("/home/ann/.local/state/mlpipeline", True),
         ("/home/annex/x", False),
@@ -653,11 +653,11 @@ def test_a_model_too_many_for_the_spool_is_recorded_without_its_files(
         ("/shared/x", True),
     ],
 )
-def test_a_home_on_a_network_file_system_is_recognised(tmp_path: Path, path: str, is_remote: bool) -> None:
+def test_a_home_on_a_network_file_system_is_recognised(tmp_path: Path, path: str, expected: bool) -> None:
     """By the innermost mount above it."""
     mounts = tmp_path / "mounts"
     mounts.write_text(
         "/dev/sda1 / ext4 rw 0 0\nserver:/ann /home/ann nfs4 rw 0 0\n"
         "/dev/sdb1 /home/ann/scratch xfs rw 0 0\nmgs:/lus /shared lustre rw 0 0\n"
     )
-    assert is_remote == _is_remote(path, str(mounts))
+    assert expected == is_remote(path, str(mounts))

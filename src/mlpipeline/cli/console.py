@@ -11,11 +11,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlpipeline.core.credentials import public_uri
 from mlpipeline.core.errors import MLPipelineError
 
 if TYPE_CHECKING:
@@ -34,6 +36,26 @@ EXIT_NO = 3
 
 EXIT_UNDELIVERED = 4
 """The work is done, but MLflow has not got it yet; ``mlpipeline sync`` sends it."""
+
+
+class _Duration(click.ParamType):  # type: ignore[type-arg]  # a class without arguments up to click 8.4
+    """A time span such as ``90d``, ``12h`` or ``4w``; the value is in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds that a text means; a number is taken as it is."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", str(value).strip())
+        if found is None:
+            self.fail(f"{value!r} is no time span: write 30s, 15m, 12h, 90d or 4w", param, ctx)
+        return float(found[1]) * _SECONDS[found[2]]
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+DURATION = _Duration()
 
 json_option = click.option("--json", "is_json", is_flag=True, help="Print one JSON document.")
 
@@ -99,10 +121,13 @@ class Group(click.Group):
         except MLPipelineError as error:
             raise _Mistake(str(error)) from error
         except Exception as error:
-            # MLflow is asked about only where it is loaded: its import takes seconds.
+            # Asked about only where they are loaded: MLflow's import takes seconds.
+            sink = sys.modules.get("mlpipeline.tracking.sink")
+            if sink is not None and isinstance(error, (sink.Unavailable, sink.Refused)):
+                raise click.ClickException(str(error)) from error
             mlflow = sys.modules.get("mlflow.exceptions")
             if mlflow is not None and isinstance(error, mlflow.MlflowException):
-                raise click.ClickException(f"MLflow says: {error}") from error
+                raise click.ClickException(f"MLflow says: {public_uri(str(error))}") from error
             raise
 
 

@@ -479,6 +479,33 @@ class MLflowConfig:
         if self._settled:
             return self
         environ = os.environ if environ is None else environ
+        merged = self._merged(user_calls, environ)
+        if "experiment_name" in merged:
+            merged.pop("experiment_id", None)
+        values = _checked(merged, environ)
+        try:
+            return self._made(values, settled=True)
+        except ConfigError as error:
+            found = ", ".join(value.source for value in merged.values() if isinstance(value, _Found))
+            raise ConfigError(f"{error} (some options came from {found})") from None
+
+    def sources(
+        self, *, user_calls: Mapping[str, Any] = _NOTHING, environ: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
+        """Return, per option that somebody set, who did: a variable, a call of MLflow's, ``"option"`` or ``"file"``.
+
+        Args:
+            user_calls: As in `resolved`.
+            environ: As in `resolved`.
+        """
+        merged = self._merged(user_calls, os.environ if environ is None else environ)
+        return {
+            name: value.source if isinstance(value, _Found) else "file" if name in self._weak else "option"
+            for name, value in merged.items()
+        }
+
+    def _merged(self, user_calls: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+        """Return what everybody says, the highest rank's word each; not checked yet where it is a `_Found`."""
         file = {name: getattr(self, name) for name in self._weak}
         keywords = {name: getattr(self, name) for name in self._given - self._weak}
         calls = {name: _Found(_CALLS[name], value) for name, value in user_calls.items() if value is not None}
@@ -489,14 +516,7 @@ class MLflowConfig:
             if "experiment_id" in theirs and theirs["experiment_id"].value == foreign:
                 del theirs["experiment_id"]  # set_experiment() writes MLFLOW_EXPERIMENT_ID
             merged = _over(file, theirs, ours, calls, keywords)
-        if "experiment_name" in merged:
-            merged.pop("experiment_id", None)
-        values = _checked(merged, environ)
-        try:
-            return self._made(values, settled=True)
-        except ConfigError as error:
-            found = ", ".join(value.source for value in merged.values() if isinstance(value, _Found))
-            raise ConfigError(f"{error} (some options came from {found})") from None
+        return merged
 
     def to_dict(self, *, all: bool = False) -> dict[str, Any]:  # noqa: A002 - reads best at the call
         """Return the given options as plain dicts, lists and scalars, which the constructor takes back.

@@ -127,21 +127,29 @@ def secret_for(uri: str) -> str:
     return _shown_to(uri)[1]
 
 
-def _shown_to(uri: str) -> tuple[str, str]:
+def source_for(uri: str) -> str:
+    """Return where the credentials for the server of *uri* are from, in words; ``""`` where there are none."""
+    return _shown_to(uri)[2]
+
+
+def _shown_to(uri: str) -> tuple[str, str, str]:
+    """Return user, password or token, and where they were found."""
     if known := credentials_for(uri):
-        return known
+        return *known, "the URI"
     if not uri.startswith(("http://", "https://")):
-        return "", ""
+        return "", "", ""
     environ = os.environ
     user, password = environ.get("MLFLOW_TRACKING_USERNAME", ""), environ.get("MLFLOW_TRACKING_PASSWORD", "")
+    source = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     if not (user and password):
         user, password = _from_file()
+        source = "~/.mlflow/credentials"
     if user and password:
-        return user, password
+        return user, password, source
     if token := environ.get("MLFLOW_TRACKING_TOKEN", ""):
-        return _subject(token) or "token", token
+        return _subject(token) or "token", token, "MLFLOW_TRACKING_TOKEN"
     plugin = environ.get("MLFLOW_TRACKING_AUTH", "")
-    return plugin, ""
+    return plugin, "", "MLFLOW_TRACKING_AUTH" if plugin else ""
 
 
 def _from_file() -> tuple[str, str]:

@@ -90,7 +90,8 @@ class Exchange:
     def reply(self, answer: Answer) -> None:
         """Answer the client."""
         handler = self._handler
-        handler.send_response(answer.status)
+        # Not send_response: the proxy's own Date before the server's would be the one that clients read.
+        handler.send_response_only(answer.status)
         for name, value in answer.headers:
             handler.send_header(name, value)
         length = next((value for name, value in answer.headers if name.lower() == "content-length"), None)

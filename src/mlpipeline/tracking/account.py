@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -116,6 +117,31 @@ def accounts(home: Home) -> list[RunAccount]:
     return [account_of(home, uid) for uid in dict.fromkeys(uids)]
 
 
+def oldest_pending_ms(home: Home, uid: str) -> int | None:
+    """Return when the oldest record of a run that MLflow has not got was recorded.
+
+    Reads the first frames behind the acknowledged position, whatever waits behind them.
+
+    Returns:
+        Milliseconds since 1970; None where nothing waits, or nothing that could be read tells.
+    """
+    state = home.state(uid) or RunState()
+    found = [upload.get("ms") for upload in state.uploads]
+    folder = home.run(uid)
+    for writer in folder.writers():
+        reader = JournalReader(folder, writer, *state.offsets.get(writer, (0, 0)))
+        with contextlib.suppress(JournalTooNewError):
+            found.append(_first_ms(reader))
+    return min((int(ms) for ms in found if ms), default=None)
+
+
+def lag_s(home: Home) -> float:
+    """Return the age of the oldest record in a home that MLflow has not got, 0 where it has all."""
+    times = [oldest_pending_ms(home, folder.uid) for folder in home.runs()]
+    oldest_ms = min((time_ms for time_ms in times if time_ms is not None), default=None)
+    return 0.0 if oldest_ms is None else max(0.0, time.time() - oldest_ms / 1000)
+
+
 def courier_reports(home: Home) -> list[dict[str, Any]]:
     """Return what the living couriers of a home say of themselves."""
     posts = [Post(home.path, path.stem) for path in sorted(home.path.glob("courier*.lock"))]
@@ -143,6 +169,18 @@ def resolved_run_id(home: Home, run_id: str) -> str:
     if state is None or state.run_id is None:
         raise UsageError(f"run {run_id} has not reached MLflow yet; send it with: mlpipeline sync")
     return state.run_id
+
+
+def _first_ms(reader: JournalReader) -> int | None:
+    while frames := reader.read(is_final=False, limit_bytes=4096):
+        for frame in frames:
+            if frame.kind in (Kind.METRICS, Kind.METRICS_STEPS):
+                for point in reader.points(frame):
+                    return point.timestamp_ms
+            elif frame.kind not in (Kind.RUN, Kind.KEYS, Kind.DROPPED):
+                with contextlib.suppress(ValueError):
+                    return frame.json().get("ms")
+    return None
 
 
 def _pending(reader: JournalReader) -> int:

@@ -63,7 +63,7 @@ def default_home(environ: Mapping[str, str] = os.environ) -> Path:
         return Path(environ.get("LOCALAPPDATA") or Path.home()) / "mlpipeline"
     state = environ.get("XDG_STATE_HOME")
     folder = (Path(state) if state else Path.home() / ".local" / "state") / "mlpipeline"
-    return Path(f"/var/tmp/mlpipeline-{os.geteuid()}") if _is_remote(str(folder)) else folder  # noqa: S108 - survives a reboot; `Home.create` refuses a planted one
+    return Path(f"/var/tmp/mlpipeline-{os.geteuid()}") if is_remote(str(folder)) else folder  # noqa: S108 - survives a reboot; `Home.create` refuses a planted one
 
 
 _REMOTE = (
@@ -83,7 +83,7 @@ _REMOTE = (
 
 
 @lru_cache(maxsize=8)
-def _is_remote(path: str, mounts: str = "/proc/self/mounts") -> bool:
+def is_remote(path: str, mounts: str = "/proc/self/mounts") -> bool:
     """Tell whether a path is on a file system that other machines share."""
     try:
         lines = Path(mounts).read_text("utf-8", "replace").splitlines()

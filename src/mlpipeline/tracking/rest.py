@@ -42,22 +42,29 @@ _LONGEST_RETRY_AFTER_S = 600.0
 """A server that asks for more is asked again all the same."""
 
 
-def client_of(tracking_uri: str, registry_uri: str) -> MlflowClient:
+def client_of(tracking_uri: str, registry_uri: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> MlflowClient:
     """Return a client for two servers, which may be one.
 
     Args:
         tracking_uri: ``http://`` or ``https://``.
         registry_uri: The same, or what MLflow knows otherwise.
+        timeout_s: How long one answer may take.
     """
     client = MlflowClient(tracking_uri, registry_uri)
-    client._tracking_client = _TrackingClient(tracking_uri)  # noqa: SLF001 - MlflowClient takes no store
+    client._tracking_client = _TrackingClient(tracking_uri, timeout_s)  # noqa: SLF001 - MlflowClient takes no store
     if registry_uri.startswith(("http://", "https://")):
-        client._registry_client_lazy = _RegistryClient(registry_uri, tracking_uri)  # type: ignore[attr-defined]  # noqa: SLF001 - the same
+        client._registry_client_lazy = _RegistryClient(registry_uri, tracking_uri, timeout_s)  # type: ignore[attr-defined]  # noqa: SLF001 - the same
     return client
 
 
 def _ask(
-    creds: Any, endpoint: str, method: str, json_body: str | None, answer: Any, headers: Any = None
+    creds: Any,
+    endpoint: str,
+    method: str,
+    json_body: str | None,
+    answer: Any,
+    headers: Any = None,
+    timeout_s: float = REQUEST_TIMEOUT_S,
 ) -> Any:
     """Make one call, as mlflow.utils.rest_utils.call_endpoint does, and fill its *answer*."""
     body = json.loads(json_body) if json_body is not None else None
@@ -67,7 +74,7 @@ def _ask(
         method,
         max_retries=0,
         raise_on_status=False,
-        timeout=REQUEST_TIMEOUT_S,
+        timeout=timeout_s,
         extra_headers=headers,
         **{"params" if method == "GET" else "json": body},
     )
@@ -97,6 +104,8 @@ def _retry_after_s(value: str | None) -> float | None:
 
 
 class _Tracking(TrackingStore):
+    timeout_s: float = REQUEST_TIMEOUT_S
+
     def _call_endpoint(
         self,
         api: Any,
@@ -109,11 +118,18 @@ class _Tracking(TrackingStore):
         found, method = infos[api]
         self._validate_workspace_support_if_specified()
         return _ask(
-            self.get_host_creds(), endpoint or found, method, json_body, response_proto or api.Response()
+            self.get_host_creds(),
+            endpoint or found,
+            method,
+            json_body,
+            response_proto or api.Response(),
+            timeout_s=self.timeout_s,
         )
 
 
 class _Registry(RegistryStore):
+    timeout_s: float = REQUEST_TIMEOUT_S
+
     def _call_endpoint(
         self, api: Any, json_body: str | None, call_all_endpoints: bool = False, extra_headers: Any = None
     ) -> Any:
@@ -122,12 +138,13 @@ class _Registry(RegistryStore):
         endpoint, method = self._get_endpoint_from_method(api)
         self._validate_workspace_support_if_specified()
         answer = self._get_response_from_method(api)
-        return _ask(self.get_host_creds(), endpoint, method, json_body, answer, extra_headers)
+        return _ask(self.get_host_creds(), endpoint, method, json_body, answer, extra_headers, self.timeout_s)
 
 
 class _TrackingClient(TrackingServiceClient):
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, timeout_s: float) -> None:
         self._store = _Tracking(partial(get_default_host_creds, uri))
+        self._store.timeout_s = timeout_s
         super().__init__(uri)
 
     @property
@@ -136,8 +153,9 @@ class _TrackingClient(TrackingServiceClient):
 
 
 class _RegistryClient(ModelRegistryClient):
-    def __init__(self, uri: str, tracking_uri: str) -> None:
+    def __init__(self, uri: str, tracking_uri: str, timeout_s: float) -> None:
         self._store = _Registry(partial(get_default_host_creds, uri))
+        self._store.timeout_s = timeout_s
         super().__init__(uri, tracking_uri)
 
     @property

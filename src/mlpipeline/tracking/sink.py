@@ -148,7 +148,7 @@ class Destination:
         shown = public_uri(self.tracking_uri)
         scheme = urlsplit(self.tracking_uri).scheme.partition("+")[0]
         try:
-            if scheme == "sqlite":
+            if self.is_sqlite:
                 _probe_file(self.sqlite_file())
             elif scheme in _PORTS:
                 parts = urlsplit(self.tracking_uri)
@@ -157,6 +157,33 @@ class Destination:
                     socket.create_connection(address, timeout=timeout_s).close()
         except OSError as error:
             raise Unavailable(f"{shown} does not answer: {error}") from None
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the tracking store is a SQLite file."""
+        return urlsplit(self.tracking_uri).scheme.partition("+")[0] == "sqlite"
+
+    def client(self, timeout_s: float = 30.0) -> MlflowClient:
+        """Return MLflow's client for a store that is there, which asks once and does not repeat.
+
+        Args:
+            timeout_s: How long a server may take for one answer.
+
+        Raises:
+            Unavailable: Nobody answers there; or there is no such database file, which MLflow's own
+                client would make.
+        """
+        self.probe(min(timeout_s, 3.0))
+        if self.is_sqlite and not self.sqlite_file().exists():
+            raise Unavailable(f"there is no store at {self.tracking_uri} yet; the first run makes it")
+        uris = with_credentials(self.tracking_uri), with_credentials(self.registry_uri)
+        if self.is_http:
+            from mlpipeline.tracking.rest import client_of
+
+            return client_of(*uris, timeout_s=timeout_s)
+        from mlflow import MlflowClient
+
+        return MlflowClient(*uris)
 
     def sqlite_file(self) -> Path:
         """Return the file of a SQLite destination."""
@@ -182,10 +209,14 @@ class MlflowSink:
         destination: Where to.
         owns_process: This process is a courier's: MLflow's global tracking URI may be set in it.
             In a user's process it never is.
+        timeout_s: How long a server may take for one answer.
     """
 
-    def __init__(self, destination: Destination, *, owns_process: bool = False) -> None:
+    def __init__(
+        self, destination: Destination, *, owns_process: bool = False, timeout_s: float = 30.0
+    ) -> None:
         self.destination = destination
+        self._timeout_s = timeout_s
         self._owns_process = owns_process
         self._client: MlflowClient | None = None
 
@@ -512,7 +543,7 @@ class MlflowSink:
             if where.is_http:
                 from mlpipeline.tracking.rest import client_of
 
-                self._client = client_of(*uris)
+                self._client = client_of(*uris, timeout_s=self._timeout_s)
             else:
                 self._client = MlflowClient(*uris)
         return self._client
