@@ -567,6 +567,8 @@ def test_a_registered_model_reloads_by_its_alias_and_predicts_the_same(
     assert type(model) is type(loaded)
     for alias in ("champion", "staging"):
         assert run_id == client.get_model_version_by_alias("churn", alias).run_id
+    version = client.get_model_version("churn", "1")
+    assert ("Staging", "Staging") == (version.tags["stage"], version.current_stage)
     assert mlflow.models.get_model_info("models:/churn@champion").signature is not None
 
 

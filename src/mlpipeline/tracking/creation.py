@@ -119,7 +119,7 @@ class Creation:
                 lambda: sink.create_version(known["model_id"], str(self._state.run_id), record),
             )
             # Before it is kept: whoever waits for a version loads it by its alias next.
-            sink.mark_version(name, version, known["model_id"], record.get("aliases", ()))
+            sink.mark_version(record, version, known["model_id"])
             with self._keeping():
                 known["registered_as"], known["version"] = name, version
                 versions[uid] = version

@@ -1,8 +1,19 @@
-"""Registered models: look one up, load it back."""
+"""Registered models: what a version is made of, how it is marked, and how its model comes back.
+
+::
+
+    a record of a training ─ sink ────────────┐
+                                              ├─► the same calls to MLflow
+    a command of the user's ─ ModelRegistry ──┘
+
+    stage "Staging" ─► alias "staging", tag stage=Staging, and the real stage while MLflow has stages
+"""
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +21,98 @@ from typing import TYPE_CHECKING, Any
 from mlpipeline.core.credentials import with_credentials
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mlflow import MlflowClient
+
     from mlpipeline.tracking.sink import Destination
+
+logger = logging.getLogger("mlpipeline")
+
+STAGE_TAG = "stage"
+NO_STAGE = "None"
+
+
+def stage_alias(stage: str) -> str | None:
+    """Return the alias that does a stage's work; None for no stage."""
+    return None if stage == NO_STAGE else stage.lower()
+
+
+def set_real_stage(client: MlflowClient, name: str, version: int, stage: str) -> None:
+    """Put a version into a stage of MLflow's, deprecated since 2.9, where the registry still has them.
+
+    Alias and tag of a stage are what counts: a registry that refuses stages is left at that.
+    """
+    from mlflow import MlflowClient as Client
+    from mlflow.exceptions import MlflowException
+
+    found = getattr(Client, "transition_model_version_stage", None)
+    if found is None:
+        return
+    # Below its decorator, which warns: a filter for warnings would be the whole process's.
+    transition = inspect.unwrap(found)
+    try:
+        transition(client, name, str(version), stage)
+    except MlflowException as error:
+        if error.error_code not in {
+            "INVALID_PARAMETER_VALUE",
+            "BAD_REQUEST",
+            "NOT_IMPLEMENTED",
+            "FEATURE_DISABLED",
+            "ENDPOINT_NOT_FOUND",
+        }:
+            raise
+        logger.debug("the registry has no stages: %s", error)
+
+
+def ensure_registered_model(client: MlflowClient, name: str) -> None:
+    """Make a registered model, unless it exists."""
+    try:
+        client.create_registered_model(name)
+    except Exception as error:
+        if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def version_source(client: MlflowClient, model_id: str, registry_uri: str) -> str:
+    """Return what a version of a LoggedModel has as its source, in a process where MLflow's URI is the user's.
+
+    A database registry looks ``models:/<id>`` up through MLflow's *global* tracking URI
+    (sqlalchemy_store.create_model_version has a TODO about it), so it gets the model's own place.
+    """
+    if registry_uri.startswith(("http://", "https://")):
+        return f"models:/{model_id}"
+    return str(client.get_logged_model(model_id).artifact_location)
+
+
+def mark_version(
+    client: MlflowClient,
+    name: str,
+    version: int,
+    model_id: str,
+    *,
+    aliases: Iterable[str] = (),
+    stage: str = NO_STAGE,
+    is_http: bool,
+) -> None:
+    """Let a new version's model tell of it, aliases point to it, and the registry have its stage.
+
+    Args:
+        client: MLflow's.
+        name: The registered model.
+        version: Its new version.
+        model_id: The LoggedModel behind it.
+        aliases: That of the stage among them.
+        stage: Its stage.
+        is_http: The tracking store is a server, which tells the model by itself.
+    """
+    if not is_http:
+        store = client._tracking_client.store  # noqa: SLF001 - the client has no such call
+        store.set_model_versions_tags(name, str(version), model_id)
+    for alias in aliases:
+        client.set_registered_model_alias(name, alias, str(version))
+    if stage != NO_STAGE:
+        set_real_stage(client, name, version, stage)
 
 
 def load_logged_model(destination: Destination, model_id: str) -> Any:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mlpipeline.core.errors import UnloggableError, UsageError
 from mlpipeline.tracking.names import metric_key
 from mlpipeline.tracking.records import Kind
+from mlpipeline.tracking.registry import STAGE_TAG, stage_alias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -171,10 +172,9 @@ class RunModels:
         config = self._config
         aliases = [config.model_alias] if config.model_alias else []
         tags = {key: str(value) for key, value in config.tags.items()}
-        if config.model_stage != "None":
-            # Stages are deprecated in MLflow since 2.9; an alias of that name does their work.
-            aliases.append(config.model_stage.lower())
-            tags["stage"] = config.model_stage
+        if alias := stage_alias(config.model_stage):
+            aliases.append(alias)
+            tags[STAGE_TAG] = config.model_stage
         self._version_uid = secrets.token_hex(16)
         self._append(
             Kind.VERSION,
@@ -183,6 +183,7 @@ class RunModels:
                 "name": name,
                 "model_uid": model_uid or self._records[-1]["uid"],
                 "aliases": aliases,
+                "stage": config.model_stage,
                 "tags": tags,
                 "description": config.model_description,
             },

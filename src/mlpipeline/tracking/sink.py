@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from mlpipeline.core.credentials import public_uri, with_credentials
+from mlpipeline.tracking import registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -454,15 +455,7 @@ class MlflowSink:
 
     def ensure_registered_model(self, name: str) -> None:
         """Make a registered model, unless it exists."""
-
-        def make() -> None:
-            try:
-                self._connected().create_registered_model(name)
-            except Exception as error:
-                if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
-                    raise
-
-        self._do(make)
+        self._do(lambda: registry.ensure_registered_model(self._connected(), name))
 
     def find_versions(self, name: str, uid: str) -> list[int]:
         """Return the versions of a registered model that carry our uid, oldest first."""
@@ -489,19 +482,19 @@ class MlflowSink:
 
         return self._do(make)
 
-    def mark_version(self, name: str, version: int, model_id: str, aliases: Iterable[str]) -> None:
-        """Let aliases point to a version, and its model tell of it."""
-
-        def send() -> None:
-            client = self._connected()
-            if not self.destination.is_http:
-                # A server does it by itself, when it registers.
-                store = client._tracking_client.store  # noqa: SLF001 - the client has no such call
-                store.set_model_versions_tags(name, str(version), model_id)
-            for alias in aliases:
-                client.set_registered_model_alias(name, alias, str(version))
-
-        self._do(send)
+    def mark_version(self, record: Mapping[str, Any], version: int, model_id: str) -> None:
+        """Let aliases point to the version that a record made, its stage be known, and its model tell of it."""
+        self._do(
+            lambda: registry.mark_version(
+                self._connected(),
+                record["name"],
+                version,
+                model_id,
+                aliases=record.get("aliases", ()),
+                stage=record.get("stage", registry.NO_STAGE),
+                is_http=self.destination.is_http,
+            )
+        )
 
     def delete_version(self, name: str, version: int) -> None:
         """Delete a version: a twin that a lost answer made."""
@@ -512,14 +505,12 @@ class MlflowSink:
         self._do(lambda: self._connected().set_model_version_tag(name, str(version), TWIN_TAG, str(ours)))
 
     def _model_source(self, client: MlflowClient, model_id: str) -> str:
-        if self._owns_process or urlsplit(self.destination.registry_uri).scheme in {"http", "https"}:
+        if self._owns_process:
             return f"models:/{model_id}"
-        return str(client.get_logged_model(model_id).artifact_location)
+        return registry.version_source(client, model_id, self.destination.registry_uri)
 
     @contextmanager
     def _models_uri_resolvable(self) -> Iterator[None]:
-        # A database registry resolves models:/<id> through MLflow's *global* tracking URI
-        # (sqlalchemy_store.create_model_version has a TODO about it).
         if not self._owns_process:
             yield
             return
