@@ -107,11 +107,27 @@ def test_this_version_reads_its_golden_journal() -> None:
     data = GOLDEN.read_bytes()
     assert records.preamble(1) == data[: records.PREAMBLE.size]
     found = records.scan(data[records.PREAMBLE.size :], records.PREAMBLE.size, is_final=True)
-    assert list(Kind) == [frame.kind for frame in found.frames]
+    assert [kind for kind in Kind if kind <= Kind.END] == [frame.kind for frame in found.frames]
     keys = records.KeySets()
     keys.learn(found.frames[1])
     assert [Point("loss", 0.5, 1000, 1), Point("acc", 0.25, 1000, 1)] == list(keys.points(found.frames[2]))
     assert [Point("loss", 0.125, 2000, 2), Point("acc", -1.0, 2000, 7)] == list(keys.points(found.frames[3]))
+
+
+def test_the_golden_evaluation_is_read() -> None:
+    """The record that came with format 2."""
+    data = (GOLDEN.parent / "evaluation.seg").read_bytes()
+    assert records.preamble(2) == data[: records.PREAMBLE.size]
+    found = records.scan(data[records.PREAMBLE.size :], records.PREAMBLE.size, is_final=True)
+    assert [Kind.EVALUATION] == [frame.kind for frame in found.frames]
+    assert {
+        "model_id": "m-0123456789abcdef0123456789abcdef",
+        "metrics": {"accuracy": 0.9375, "f1_score": 0.875},
+        "step": 0,
+        "timestamp_ms": 1000,
+        "dataset": {"name": "test", "digest": "a" * 32},
+        "ms": 1001,
+    } == found.frames[0].json()
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("b", "a"), ("ab",), ("a\0b",)])

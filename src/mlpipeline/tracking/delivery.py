@@ -3,7 +3,7 @@
 ::
 
     journals ─ read ─► parcel ─ params ─ tags ─ points ─ datasets ─► sink ─► acknowledge: state.json
-                          └──── artifacts, models, versions, the end ──────► state.json, then sent
+                          └── artifacts, models, versions, evaluations, the end ► state.json, then sent
 
 A parcel is what one reading of the journals gave. It is kept until all of it is sent, and only
 then are the journals' positions acknowledged; what is read twice after a crash is stored once,
@@ -284,9 +284,9 @@ class RunDelivery:
         if frame.kind is Kind.DROPPED:
             parcel.dropped += int(content["count"])
             return
-        is_file = frame.kind in (Kind.ARTIFACT, Kind.MODEL, Kind.VERSION)
-        # A file counts when it is uploaded; the header, which every segment repeats, never.
-        parcel.count += not is_file and frame.kind is not Kind.RUN
+        is_upload = frame.kind in (Kind.ARTIFACT, Kind.MODEL, Kind.VERSION, Kind.EVALUATION)
+        # What is uploaded counts when it is; the header, which every segment repeats, never.
+        parcel.count += not is_upload and frame.kind is not Kind.RUN
         if frame.kind is Kind.PARAMS:
             for key, value in content["params"].items():
                 first = self.state.params.get(key)
@@ -301,7 +301,7 @@ class RunDelivery:
                     parcel.tags[key] = (at_ms, value)
         elif frame.kind is Kind.DATASET:
             parcel.datasets.append(content)
-        elif is_file:
+        elif is_upload:
             parcel.uploads.append({**content, "kind": frame.kind.name})
         elif frame.kind is Kind.END and reader.header and reader.header.get("role") == "opener":
             attempt = int(reader.header.get("attempt", 0))
@@ -494,7 +494,7 @@ class RunDelivery:
         return self.state.end or self._pending_end()
 
     def upload(self, sink: MlflowSink) -> bool:
-        """Send the oldest artifact, model or version that waits; see `Uploads.send_oldest`."""
+        """Send the oldest artifact, model, version or evaluation that waits; see `Uploads.send_oldest`."""
         return self._uploads.send_oldest(sink)
 
     # --- bookkeeping -----------------------------------------------------------------------------
@@ -621,7 +621,7 @@ class RunDelivery:
             os.close(descriptor)
         with self._changing:
             self.state.refused += 1
-            if self._parcel is not None and kind not in ("artifact", "model", "version"):
+            if self._parcel is not None and kind not in ("artifact", "model", "version", "evaluation"):
                 self._parcel.refused += 1
 
 

@@ -15,6 +15,9 @@ Metrics are packed; every other payload is one JSON object::
 
 All integers are little endian. A frame is found again after damage by its two magic bytes and
 its crc; `scan` does that, and tells what it had to skip.
+
+Format 2 has EVALUATION; format 1, which has not, is read as it was. A reader of format 1 would take an
+EVALUATION for damage and skip it: the version in the preamble makes it leave the segment to a newer one.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PREAMBLE = struct.Struct("<4sHH")
 _MAGIC = b"\xabJ"
 _HEAD = struct.Struct("<2sII")
@@ -57,6 +60,7 @@ class Kind(IntEnum):
     VERSION = 10
     DROPPED = 11
     END = 12
+    EVALUATION = 14
 
 
 _KINDS = {int(kind): kind for kind in Kind}

@@ -365,6 +365,45 @@ class Run:
         }
         self._append(Kind.DATASET, record)
 
+    def log_evaluation(
+        self,
+        metrics: Mapping[str, Any],
+        model: str,
+        *,
+        dataset: tuple[str, str] | None = None,
+        timestamp_ms: int | None = None,
+    ) -> None:
+        """Record what a logged model scores: metrics of this run, at step 0, which MLflow shows at the model, too.
+
+        Args:
+            metrics: Names to numbers, as `log_metrics` takes them. What is not finite is not shown at the model.
+            model: The model, whichever run logged it: ``models:/m-…`` or its id; or the local id of the run
+                that logged it, whose model logged last is meant.
+            dataset: Name and digest of the dataset that it was evaluated on, as `log_dataset` recorded it.
+            timestamp_ms: When that was, in ms since 1970; None is now.
+
+        Raises:
+            UnloggableError: A value is not a number, or is not finite and ``nonfinite="raise"``.
+            UsageError: *model* is something else, or the run has ended.
+        """
+        self._check_open("log_evaluation")
+        about = _evaluated_model(model)
+        if not self._records_metrics or not metrics:
+            return
+        timestamp_ms = time.time_ns() // 1_000_000 if timestamp_ms is None else timestamp_ms
+        self.log_metrics(metrics, 0, timestamp_ms=timestamp_ms)
+        kept = {name: float(value) for name, value in metrics.items() if self._keeps(name)}
+        record = {
+            **about,
+            "metrics": {
+                names.metric_key(name): value for name, value in kept.items() if math.isfinite(value)
+            },
+            "step": 0,
+            "timestamp_ms": timestamp_ms,
+            "dataset": dict(zip(("name", "digest"), dataset, strict=True)) if dataset else None,
+        }
+        self._append(Kind.EVALUATION, record)
+
     # --- files -----------------------------------------------------------------------------------
 
     def log_artifact(self, local_path: str | os.PathLike[str], artifact_path: str | None = None) -> None:
@@ -806,6 +845,18 @@ class Run:
     def __repr__(self) -> str:
         status = self._status or ("RUNNING" if self.is_enabled else "disabled")
         return f"<Run {self._run_id or self.uid} {status}>"
+
+
+def _evaluated_model(model: str) -> dict[str, str]:
+    name = str(model).removeprefix("models:/")
+    if name.startswith("m-") and "/" not in name:
+        return {"model_id": name}
+    if name.startswith(LOCAL_PREFIX):
+        return {"of": name.removeprefix(LOCAL_PREFIX)}
+    raise UsageError(
+        f"log_evaluation: model={model!r} is no logged model; give run.model_uri (models:/m-…), "
+        "or the local id of the run that logged it"
+    )
 
 
 def _not_a_number(metrics: Mapping[str, Any]) -> UnloggableError:

@@ -429,6 +429,38 @@ class MlflowSink:
 
         self._do(send)
 
+    def log_evaluation(self, run_id: str, model_id: str, record: Mapping[str, Any]) -> None:
+        """Store metrics of a model, whichever run logged it, and link it to this run; again changes nothing.
+
+        The run has the same metrics: MLflow keeps those of models in a table of their own.
+        """
+
+        def send() -> None:
+            from mlflow.entities import LoggedModelInput, Metric
+
+            client = self._connected()
+            client.get_logged_model(
+                model_id
+            )  # of one that is not there, log_batch says no more than IntegrityError
+            client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+            dataset = record.get("dataset") or {}
+            metrics = [
+                Metric(
+                    key,
+                    value,
+                    int(record["timestamp_ms"]),
+                    int(record["step"]),
+                    model_id=model_id,
+                    dataset_name=dataset.get("name"),
+                    dataset_digest=dataset.get("digest"),
+                )
+                for key, value in record["metrics"].items()
+            ]
+            for piece in chunks(metrics, METRICS_PER_REQUEST):
+                client.log_batch(run_id, metrics=piece)
+
+        self._do(send)
+
     def drop_models(self, experiment_id: str, of: str, keeper: str, until_ms: int) -> None:
         """Delete the models that children of a run kept up to a time, but for one child's.
 

@@ -193,6 +193,10 @@ class MLflowTracker:
         """Record a dataset; see `Run.log_dataset`."""
         self._active("log_dataset").log_dataset(data, **facts)
 
+    def log_evaluation(self, metrics: Mapping[str, Any], model: str, **options: Any) -> None:
+        """Record what a logged model scores; see `Run.log_evaluation`."""
+        self._active("log_evaluation").log_evaluation(metrics, model, **options)
+
     def log_model(self, model: Any, name: str = "model", **options: Any) -> None:
         """Record a fitted model; see `Run.log_model`."""
         self._active("log_model").log_model(model, name, **options)

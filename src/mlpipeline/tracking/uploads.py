@@ -1,11 +1,12 @@
-"""What a run sends beside its records: artifacts, models and versions, one after the other.
+"""What a run sends beside its records: artifacts, models, versions and evaluations, one after the other.
 
 ::
 
     state.uploads ─ oldest ─► artifact ─────────────► the run's artifact store
                             ├ model ─ its verdict ──► LoggedModel, or dropped
                             ├ a child's model ──────► linked to this run, once the child's own is there
-                            └ version ──────────────► the registry
+                            ├ version ──────────────► the registry
+                            └ evaluation ───────────► metrics of a model, of any run, once that is there
 
 The model of a trial waits for the verdict of the run that decides about it: whether the trial was the best
 when it ended. What is sent may be tried again: an upload of the same file changes nothing, and models and
@@ -70,7 +71,7 @@ class Uploads:
         self._run = run
 
     def send_oldest(self, sink: MlflowSink) -> bool:
-        """Send the oldest artifact, model or version that waits.
+        """Send the oldest artifact, model, version or evaluation that waits.
 
         Returns:
             Whether there was one.
@@ -94,6 +95,10 @@ class Uploads:
                 if (verdict := self._verdict()) is None:
                     return False
                 self._upload_model(sink, item, verdict)
+            elif item["kind"] == "EVALUATION":
+                if (model_id := self._evaluated(item)) is None:
+                    return False  # the run that logged it uploads it
+                sink.log_evaluation(str(state.run_id), model_id, item)
             else:
                 self._register(sink, item)
         except Refused as refused:
@@ -159,6 +164,25 @@ class Uploads:
         sink.fill_model(model_id, str(state.run_id), folder, int(item.get("step", 0)))
         with run.keeping():
             state.models[item["uid"]]["is_ready"] = True
+
+    def _evaluated(self, item: dict[str, Any]) -> str | None:
+        """Return the id of the model that an evaluation is about; None while it is still on its way."""
+        if item.get("model_id"):
+            return str(item["model_id"])
+        run, uid = self._run, item["of"]
+        owner = run.state if uid == run.folder.uid else self._home.state(uid)
+        if owner is None:
+            if self._home.run(uid).path.exists():
+                return None
+            raise Refused(f"the run {uid}, whose model it is about, was recorded elsewhere")
+        if owner.destination not in (None, run.state.destination):
+            raise Refused(f"the run {uid}, whose model it is about, goes to another destination")
+        ready = [model["model_id"] for model in owner.models.values() if model.get("is_ready")]
+        if ready:
+            return str(ready[-1])
+        if owner.uploads or not owner.is_ended:
+            return None
+        raise Refused(f"the run {uid}, whose model it is about, has logged none")
 
     def _register(self, sink: MlflowSink, item: dict[str, Any]) -> None:
         if not self._run.state.models.get(item["model_uid"], {}).get("is_dropped"):
