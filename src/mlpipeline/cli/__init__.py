@@ -7,6 +7,7 @@ import click
 import mlpipeline
 from mlpipeline.cli.console import Group
 from mlpipeline.cli.delivery import status, sync
+from mlpipeline.cli.doctor import doctor
 from mlpipeline.cli.pipeline import config, evaluate, train, tune
 
 
@@ -16,5 +17,8 @@ def main() -> None:
     """Train, compare and promote models with MLflow, and see that nothing is lost on the way there."""
 
 
-for command in (train, evaluate, tune, config, status, sync):
+for command in (
+    *(train, evaluate, tune, config),
+    *(status, sync, doctor),
+):
     main.add_command(command)
