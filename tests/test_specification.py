@@ -10,14 +10,23 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import logging
+import os
 import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
 
+from mlpipeline.cli import main
 from mlpipeline.core.errors import UsageError
 from mlpipeline.core.interfaces import ComponentType, ExecutionContext
 from mlpipeline.models.mlflow_integration import MLflowConfig, MLflowRunInfo, MLflowTracker
@@ -219,6 +228,185 @@ def test_a_runs_info_is_a_value_of_plain_types(tracked, destination):
     )
     info.to_dict()["metrics"].clear()
     assert {"accuracy": 0.95, "f1_score": 0.93} == info.metrics
+
+
+# --- The whole document -----------------------------------------------------------------------------
+
+# What stands for something else in the text, or would take too long: fifty trials of a forest.
+PLACEHOLDERS = {
+    "'n_trials': 50": "'n_trials': 3",
+    "n_trials: 100": "n_trials: 3",
+    "cv_folds: 5": "cv_folds: 2",
+    "https://mlflow.company.com": LOCALHOST,
+}
+
+
+def every_block(language):
+    """Every code block of the document with its heading, in order."""
+    found = []
+    for part in re.split(r"^(?=#+ )", _without_comments(), flags=re.MULTILINE):
+        heading = part.partition("\n")[0].lstrip("# ")
+        found += [
+            (heading, textwrap.dedent(code).replace("\0", "#"))
+            for code in re.findall(rf"^ *```{language}\n(.*?)^ *```$", part, re.DOTALL | re.MULTILINE)
+        ]
+    return found
+
+
+@pytest.fixture
+def artifacts(tmp_path):
+    """The rows that the stage before has prepared, in the folder that the snippets call /path/to/artifacts."""
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for name, rows in (("train", 80), ("val", 30), ("test", 30)):
+        target = draw.integers(0, 2, rows)
+        frame = pd.DataFrame({"calls": draw.normal(size=rows) + 2 * target, "months": draw.normal(size=rows)})
+        frame.assign(target=target).to_parquet(folder / f"{name}_preprocessed.parquet")
+    return folder
+
+
+def test_every_python_block_runs_as_one_session(destination, artifacts, monkeypatch, capsys):
+    """As a reader would type them in, from the first to the last; what arrived is read by plain MLflow."""
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+        monkeypatch.delenv(name, raising=False)  # the document sets them, last
+    client = MlflowClient(destination, destination)
+    Path("model.pkl").write_bytes(b"a pickled model")
+    Path("plots").mkdir()
+    Path("plots/loss.txt").write_text("a plot")
+    session = {}
+    blocks = every_block("python")
+    assert 16 == len(blocks)
+    for heading, text in blocks:
+        code = text
+        if heading == "Managing Model Stages":  # it speaks of versions 2 and 3
+            for _ in range(2):
+                run(dict(blocks)["Registering Models"].replace("/path/to/artifacts", str(artifacts)), session)
+            import mlflow
+
+            mlflow.set_tracking_uri(destination)  # MlflowClient() without arguments is what it shows
+        if heading == "Common Issues":
+            import mlflow
+
+            mlflow.set_tracking_uri(destination)
+        for placeholder, meant in PLACEHOLDERS.items():
+            code = code.replace(placeholder, meant)
+        code = code.replace("/path/to/artifacts", str(artifacts))
+        if "run_id" in session:
+            code = code.replace("run-id-here", session["run_id"]).replace('"run-id"', repr(session["run_id"]))
+        if heading == "MLflowIntegratedHyperparameterTrainer":
+            # Its config is made and not handed on; a reader hands it on.
+            code = code.replace("result = ", "context.config = config\nresult = ")
+        run(code, session, destination)
+        if heading == "MLflowIntegratedTrainer":
+            trained = session["result"]
+            session["context"].config = {**session["config"], "mlflow": {"delivery": "thread"}}
+            assert trained.success, trained.error_message
+            assert {"val_accuracy_score", "test_accuracy_score"} <= set(trained.metrics)
+            found = client.get_run(trained.metadata["mlflow_run_id"])
+            assert ("FINISHED", "100") == (found.info.status, found.data.params["model__n_estimators"])
+            assert "model-training-experiment" == client.get_experiment(found.info.experiment_id).name
+            version = client.get_model_version("my-classifier", str(trained.metadata["mlflow_model_version"]))
+            assert found.info.run_id == version.run_id
+        elif heading == "MLflowIntegratedEvaluator":
+            evaluated = session["result"]
+            assert evaluated.success, evaluated.error_message
+            assert {"accuracy"} <= set(evaluated.metrics)
+            assert "FINISHED" == client.get_run(evaluated.metadata["mlflow_run_id"]).info.status
+        elif heading == "MLflowIntegratedHyperparameterTrainer":
+            tuned = session["result"]
+            assert tuned.success, tuned.error_message
+            assert {"n_estimators", "max_depth"} == set(tuned.metadata["best_hyperparameters"])
+            children = tuned.metadata["mlflow_child_runs"]
+            assert 3 == len(children)
+            for child in children:
+                tags = client.get_run(child).data.tags
+                assert tuned.metadata["mlflow_parent_run_id"] == tags["mlflow.parentRunId"]
+        elif heading == "Managing Model Stages":
+            stages = {
+                found.version: found.current_stage
+                for found in client.search_model_versions("name='production-classifier'")
+            }
+            assert ("Production", "Archived") == (stages[3], stages[2])
+    out = capsys.readouterr().out
+    for told in ("MLflow run ID: ", "Parent run ID: ", "Registered model version: 1", "Status: FINISHED"):
+        assert told in out
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+@pytest.mark.parametrize("number", range(3))
+def test_every_yaml_block_is_a_pipeline(number, command, destination, artifacts):
+    """Trained, and searched where it says how; the file's own registry and destination."""
+    text = yaml_blocks()[number]
+    if (command == "tune") != ("hyperparameter_optimization" in text):
+        command = "train"
+    for placeholder, meant in PLACEHOLDERS.items():
+        text = text.replace(placeholder, meant)
+    Path("production.yaml").write_text(text.replace(LOCALHOST, destination))
+    done = CliRunner().invoke(
+        main, [command, "--config", "production.yaml", "--artifacts-path", str(artifacts), "--json"]
+    )
+    told = json.loads(done.stdout)
+    assert (0, True) == (done.exit_code, told["success"]), done.stderr
+    found = MlflowClient(destination).get_run(told["metadata"]["mlflow_run_id"])
+    assert "FINISHED" == found.info.status
+    if "register_model: true" in text:
+        version = MlflowClient(destination).get_model_version_by_alias("customer-churn-classifier", "staging")
+        assert ("Staging", "Customer churn prediction model v2.0") == (
+            version.current_stage,
+            version.description,
+        )
+
+
+@pytest.mark.process
+def test_the_ci_block_trains_and_registers(destination, artifacts, monkeypatch):
+    """Its two steps, in a shell; the scripts that it names are in examples/ci."""
+    import yaml
+
+    ((_, text),) = [block for block in every_block("yaml") if block[0] == "CI/CD Pipelines"]
+    train, register = (step["run"] for step in yaml.safe_load(text))
+    examples = Path(__file__).parents[1] / "examples" / "ci"
+    for name in ("train_model.py", "register_model.py"):
+        Path(name).write_text((examples / name).read_text())
+    for path in artifacts.iterdir():
+        path.rename(path.name)
+    Path("production.yaml").write_text(yaml_blocks()[1].replace("n_estimators: 200", "n_estimators: 5"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    scripts = train.replace("${{ secrets.MLFLOW_URI }}", destination), register
+    client = MlflowClient(destination)
+    _shell(scripts[0], MLPIPELINE_REGISTRY_URI=destination)
+    experiment = client.get_experiment_by_name("production-model-training")
+    (found,) = client.search_runs([experiment.experiment_id])
+    _shell(
+        scripts[1].replace("${{ env.RUN_ID }}", found.info.run_id),
+        MLFLOW_TRACKING_URI=destination,
+        MLPIPELINE_REGISTRY_URI=destination,
+    )
+    (version,) = client.search_model_versions("name='customer-churn-classifier'")
+    assert found.info.run_id == version.run_id, "registered by the training; once more is the same version"
+
+
+def _shell(script, **environ):
+    python = Path(sys.executable).parent
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environ, "PATH": f"{python}:{os.environ['PATH']}"},
+    )
+    assert 0 == done.returncode, done.stderr
+
+
+def test_the_packages_of_the_dependencies_block_are_what_this_one_brings():
+    """With its extras; nothing in the block is unknown to it."""
+    from importlib.metadata import requires
+
+    ((_, text),) = every_block("bash")
+    named = text.split()[2:]
+    ours = {re.match(r"[\w-]+", requirement)[0] for requirement in requires("mlpipeline")}
+    assert {"mlflow", "scikit-learn", "xgboost", "torch"} == set(named)
+    assert set(named) <= ours
 
 
 # --- The interfaces --------------------------------------------------------------------------------
