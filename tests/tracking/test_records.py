@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from mlpipeline.tracking import records
 from mlpipeline.tracking.records import Kind, Point
 
-GOLDEN = Path(__file__).parent / "golden" / "format-1.seg"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def metrics_frame(sequence: int, names: tuple[str, ...], values: list[float], step: int, ms: int) -> bytes:
@@ -102,21 +102,24 @@ def test_a_huge_length_is_damage_and_no_reason_to_wait() -> None:
     ]
 
 
-def test_this_version_reads_its_golden_journal() -> None:
-    """The segment that the first release wrote is read as it was meant."""
-    data = GOLDEN.read_bytes()
-    assert records.preamble(1) == data[: records.PREAMBLE.size]
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_golden_journals_are_read(version: int) -> None:
+    """The segments that each format's first release wrote are read as they were meant."""
+    data = (GOLDEN / f"format-{version}.seg").read_bytes()
+    assert records.preamble(version) == data[: records.PREAMBLE.size]
     found = records.scan(data[records.PREAMBLE.size :], records.PREAMBLE.size, is_final=True)
-    assert [kind for kind in Kind if kind <= Kind.END] == [frame.kind for frame in found.frames]
+    last = {1: Kind.END, 2: Kind.CHILD}[version]
+    assert [kind for kind in Kind if kind <= last] == [frame.kind for frame in found.frames]
     keys = records.KeySets()
     keys.learn(found.frames[1])
     assert [Point("loss", 0.5, 1000, 1), Point("acc", 0.25, 1000, 1)] == list(keys.points(found.frames[2]))
     assert [Point("loss", 0.125, 2000, 2), Point("acc", -1.0, 2000, 7)] == list(keys.points(found.frames[3]))
+    assert all({"kind": frame.kind.name, "ms": 1} == frame.json() for frame in found.frames[4:12])
 
 
 def test_the_golden_evaluation_is_read() -> None:
     """The record that came with format 2."""
-    data = (GOLDEN.parent / "evaluation.seg").read_bytes()
+    data = (GOLDEN / "evaluation.seg").read_bytes()
     assert records.preamble(2) == data[: records.PREAMBLE.size]
     found = records.scan(data[records.PREAMBLE.size :], records.PREAMBLE.size, is_final=True)
     assert [Kind.EVALUATION] == [frame.kind for frame in found.frames]

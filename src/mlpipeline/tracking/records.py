@@ -12,12 +12,17 @@ Metrics are packed; every other payload is one JSON object::
     METRICS_STEPS  8-byte key-set id | i64 timestamp in ms | n i64 steps | n doubles
     KEYS           {"names": [...]}: the id is a hash of the names, so the same set has the same
                    id in every segment and one damaged frame spoils no other key set
+    CHILD          {"uid": ..., "header": {...}, "records": [[kind, content], ...]}: a run under
+                   this one, whole, because it was over when it was recorded; its METRICS are
+                   {"points": [[key, value, timestamp in ms, step], ...]}. See `children`
 
 All integers are little endian. A frame is found again after damage by its two magic bytes and
-its crc; `scan` does that, and tells what it had to skip.
+its crc; `scan` does that, and tells what it had to skip. A CHILD holds text and no frames, or one
+that is damaged would seem to be records of its parent.
 
-Format 2 has EVALUATION; format 1, which has not, is read as it was. A reader of format 1 would take an
-EVALUATION for damage and skip it: the version in the preamble makes it leave the segment to a newer one.
+Format 2 has CHILD and EVALUATION; format 1, which has not, is read as it was. A reader of format 1
+would take them for damage, skip them, and let their segment be deleted: the version in the preamble
+makes it leave the whole segment to a newer one.
 """
 
 from __future__ import annotations
@@ -27,11 +32,12 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 FORMAT_VERSION = 2
 PREAMBLE = struct.Struct("<4sHH")
@@ -43,6 +49,8 @@ _STEPS_HEAD = struct.Struct("<8sq")
 
 MAX_BODY_BYTES = 32 * 2**20
 """A longer length field is damage, not a frame. Whatever is larger goes to the spool."""
+
+MAX_PAYLOAD_BYTES = MAX_BODY_BYTES - _BODY_HEAD.size
 
 
 class Kind(IntEnum):
@@ -60,6 +68,7 @@ class Kind(IntEnum):
     VERSION = 10
     DROPPED = 11
     END = 12
+    CHILD = 13
     EVALUATION = 14
 
 
@@ -118,16 +127,28 @@ def json_frame(sequence: int, kind: Kind, content: Mapping[str, Any]) -> bytes:
 
 def json_frames(sequences: Iterable[int], kind: Kind, content: Mapping[str, Any]) -> bytes:
     """Return one JSON record as several frames, which are to outlive each other."""
-    payload = _to_json(content).encode("utf-8", "backslashreplace")
-    return b"".join(framed(_BODY_HEAD.pack(sequence, kind) + payload) for sequence in sequences)
+    payload = json_payload(content)
+    return b"".join(payload_frame(sequence, kind, payload) for sequence in sequences)
 
 
-def key_set_id(names: Sequence[str]) -> bytes:
+def json_payload(content: Mapping[str, Any]) -> bytes:
+    """Return the payload of a JSON record."""
+    return _to_json(content).encode("utf-8", "backslashreplace")
+
+
+def payload_frame(sequence: int, kind: Kind, payload: bytes) -> bytes:
+    """Return the frame of a payload."""
+    return framed(_BODY_HEAD.pack(sequence, kind) + payload)
+
+
+@lru_cache(maxsize=256)  # each of a search's many runs has the same ones
+def key_set_id(names: tuple[str, ...]) -> bytes:
     """Return the 8 bytes that stand for an ordered list of metric names."""
     text = "".join(f"{len(name)}:{name}" for name in names)
     return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).digest()
 
 
+@lru_cache(maxsize=256)
 def metrics_packer(count: int) -> Callable[..., bytes]:
     """Return ``pack(sequence, Kind.METRICS, key_set, timestamp_ms, step, *values) -> body``."""
     return struct.Struct(f"<QB8sqq{count}d").pack
