@@ -61,7 +61,8 @@ class KeySet:
 
     Attributes:
         names: The names.
-        values_step: The step after the largest one given with this set, for calls without a step.
+        id: What stands for them in a segment.
+        segment: The last segment that has a KEYS frame of them.
     """
 
     __slots__ = ("clock", "highest_step", "id", "names", "pack", "segment")
@@ -73,6 +74,79 @@ class KeySet:
         self.clock = clock
         self.highest_step = -1
         self.segment = -1
+
+    def settle(self, step: int, timestamp_ms: int) -> int:
+        """Return when values given at a step count as measured; the clock moves on."""
+        if step > self.highest_step:  # noqa: PLR1730 - max() costs a call, here in the hot path
+            self.highest_step = step
+        clock = self.clock
+        if timestamp_ms <= clock.last_timestamp_ms:
+            timestamp_ms = clock.last_timestamp_ms
+            if step <= clock.last_step:
+                timestamp_ms += 1
+        clock.last_timestamp_ms, clock.last_step = timestamp_ms, step
+        return timestamp_ms
+
+
+class Axes:
+    """The key sets of one journal, and where on its axes of steps and time the next values go.
+
+    Attributes:
+        key_sets: By their names.
+    """
+
+    def __init__(self) -> None:
+        self.key_sets: dict[tuple[str, ...], KeySet] = {}
+        self._clocks: dict[str, _Clock] = {}
+        self._counters: dict[str, int] = {}
+
+    def key_set(self, names: tuple[str, ...]) -> KeySet:
+        """Return the key set of these names, made where there is none."""
+        return self.key_sets.get(names) or self._new_key_set(names)
+
+    def _new_key_set(self, names: tuple[str, ...]) -> KeySet:
+        clocks = [self._clocks[name] for name in names if name in self._clocks]
+        clock = _Clock(
+            max((one.last_timestamp_ms for one in clocks), default=0),
+            max((one.last_step for one in clocks), default=-(2**63)),
+        )
+        # A copy: a signal handler that logs now may add a key set while we go through them.
+        for key_set in list(self.key_sets.values()):
+            if key_set.clock in clocks:
+                key_set.clock = clock
+                self._clocks.update(dict.fromkeys(key_set.names, clock))
+        self._clocks.update(dict.fromkeys(names, clock))
+        key_set = self.key_sets[names] = KeySet(names, clock)
+        return key_set
+
+    def count_on(self, key_set: KeySet, timestamp_ms: int) -> tuple[list[int], int]:
+        """Return a step for each name, the one after its last, and when the values count as measured."""
+        steps = []
+        for name in key_set.names:
+            highest = max(one.highest_step for one in list(self.key_sets.values()) if name in one.names)
+            step = max(self._counters.get(name, 0), highest + 1)
+            self._counters[name] = step + 1
+            steps.append(step)
+        clock = key_set.clock
+        timestamp_ms = max(timestamp_ms, clock.last_timestamp_ms)
+        # Counted steps never repeat for a key, so the timestamp need not move for them.
+        clock.last_timestamp_ms, clock.last_step = timestamp_ms, max(clock.last_step, *steps)
+        return steps, timestamp_ms
+
+
+def new_name() -> str:
+    """Return a name for a journal that no other of its run will have."""
+    return f"{int(time.time()):x}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def child_name(parent: str, sequence: int) -> str:
+    """Return the name of the journal that a CHILD record becomes: the same however often it is read.
+
+    Args:
+        parent: Name of the journal that has it.
+        sequence: Of its frame.
+    """
+    return f"{parent}-{sequence}"
 
 
 class JournalWriter:
@@ -109,12 +183,10 @@ class JournalWriter:
         _writers.add(self)
 
     def _begin(self) -> None:
-        self.name = f"{int(time.time()):x}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.name = new_name()
         self._lock = threading.RLock()
         self._sequence = itertools.count()
-        self._key_sets: dict[tuple[str, ...], KeySet] = {}
-        self._clocks: dict[str, _Clock] = {}
-        self._counters: dict[str, int] = {}
+        self._axes = Axes()
         self._descriptor = -1
         self._segment = 0
         self._size = 0
@@ -197,6 +269,24 @@ class JournalWriter:
                 self.sync()
             return is_written
 
+    def append_child(self, payload: bytes) -> str | None:
+        """Append a run under this one, which is over, as one CHILD record.
+
+        Args:
+            payload: The record, as `records.json_payload` packs it.
+
+        Returns:
+            Name of the journal that the courier makes of it; None where this one cannot take it: it is
+            closed, or the disk refuses, or the record is too large for a frame.
+        """
+        if len(payload) > records.MAX_PAYLOAD_BYTES:
+            return None
+        with self._lock:
+            sequence = next(self._sequence)
+            # Nothing of this run is lost if it cannot be written: the child sees to itself then.
+            is_written = self._write(records.payload_frame(sequence, Kind.CHILD, payload), 0)
+            return child_name(self.name, sequence) if is_written else None
+
     def append_metrics(
         self, names: tuple[str, ...], values: Sequence[float], step: int | None, timestamp_ms: int
     ) -> bool:
@@ -212,17 +302,10 @@ class JournalWriter:
             Whether the journal has them now.
         """
         with self._lock:
-            key_set = self._key_sets.get(names) or self._new_key_set(names)
+            key_set = self._axes.key_sets.get(names) or self._axes.key_set(names)
             if step is None:
                 return self._append_counted(key_set, values, timestamp_ms)
-            if step > key_set.highest_step:  # noqa: PLR1730 - max() costs a call, here in the hot path
-                key_set.highest_step = step
-            clock = key_set.clock
-            if timestamp_ms <= clock.last_timestamp_ms:
-                timestamp_ms = clock.last_timestamp_ms
-                if step <= clock.last_step:
-                    timestamp_ms += 1
-            clock.last_timestamp_ms, clock.last_step = timestamp_ms, step
+            timestamp_ms = key_set.settle(step, timestamp_ms)
             body = key_set.pack(next(self._sequence), 3, key_set.id, timestamp_ms, step, *values)
             frame = records.framed(body)
             if key_set.segment != self._segment:
@@ -230,34 +313,10 @@ class JournalWriter:
             return self._write(frame, len(values))
 
     def _append_counted(self, key_set: KeySet, values: Sequence[float], timestamp_ms: int) -> bool:
-        steps = []
-        for name in key_set.names:
-            highest = max(one.highest_step for one in list(self._key_sets.values()) if name in one.names)
-            step = max(self._counters.get(name, 0), highest + 1)
-            self._counters[name] = step + 1
-            steps.append(step)
-        clock = key_set.clock
-        timestamp_ms = max(timestamp_ms, clock.last_timestamp_ms)
-        # Counted steps never repeat for a key, so the timestamp need not move for them.
-        clock.last_timestamp_ms, clock.last_step = timestamp_ms, max(clock.last_step, *steps)
+        steps, timestamp_ms = self._axes.count_on(key_set, timestamp_ms)
         pack = records.steps_packer(len(steps))
         body = pack(next(self._sequence), Kind.METRICS_STEPS, key_set.id, timestamp_ms, *steps, *values)
         return self._write_with_keys(key_set, records.framed(body))
-
-    def _new_key_set(self, names: tuple[str, ...]) -> KeySet:
-        clocks = [self._clocks[name] for name in names if name in self._clocks]
-        clock = _Clock(
-            max((one.last_timestamp_ms for one in clocks), default=0),
-            max((one.last_step for one in clocks), default=-(2**63)),
-        )
-        # A copy: a signal handler that logs now may add a key set while we go through them.
-        for key_set in list(self._key_sets.values()):
-            if key_set.clock in clocks:
-                key_set.clock = clock
-                self._clocks.update(dict.fromkeys(key_set.names, clock))
-        self._clocks.update(dict.fromkeys(names, clock))
-        key_set = self._key_sets[names] = KeySet(names, clock)
-        return key_set
 
     def _write_with_keys(self, key_set: KeySet, frame: bytes) -> bool:
         count = len(key_set.names)
