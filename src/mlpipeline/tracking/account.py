@@ -11,7 +11,7 @@ from typing import Any
 
 from mlpipeline.core.credentials import public_uri
 from mlpipeline.core.errors import UsageError
-from mlpipeline.tracking import liveness
+from mlpipeline.tracking import children, liveness
 from mlpipeline.tracking.home import Home, Post, RunState, read_file
 from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Kind
@@ -57,6 +57,7 @@ class RunAccount:
         counts: What became of its records.
         problem: What stands in the way; None when nothing does.
         dead_letters: File with the refused records and the reasons; None when there are none.
+        waiting: Runs under it that are still in its journal, and counted with it.
     """
 
     uid: str
@@ -67,6 +68,7 @@ class RunAccount:
     counts: DeliveryCounts
     problem: str | None
     dead_letters: str | None
+    waiting: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain types."""
@@ -83,11 +85,12 @@ def account_of(home: Home, uid: str) -> RunAccount:
     folder = home.run(uid)
     state = home.state(uid) or RunState()
     pending, is_live, tracking_uri, problem = len(state.uploads), False, None, state.problem
+    waiting: list[str] = []
     for writer in folder.writers():
         reader = JournalReader(folder, writer, *state.offsets.get(writer, (0, 0)))
         try:
             reader.look()
-            pending += _pending(reader)
+            pending += _pending(home, reader, waiting)
         except JournalTooNewError as error:
             problem = str(error)
         is_live |= reader.is_alive()
@@ -106,15 +109,20 @@ def account_of(home: Home, uid: str) -> RunAccount:
         DeliveryCounts(state.delivered - unsent, pending + unsent, state.refused, state.dropped),
         problem,
         str(dead) if dead.exists() else None,
+        tuple(dict.fromkeys(waiting)),
     )
 
 
 def accounts(home: Home) -> list[RunAccount]:
     """Return the runs of a home that are not done, or that left dead letters."""
-    uids = [folder.uid for folder in home.runs()]
-    with contextlib.suppress(OSError):
-        uids += [name.removesuffix(".jsonl") for name in sorted(os.listdir(home.path / "dead"))]
-    return [account_of(home, uid) for uid in dict.fromkeys(uids)]
+    found: dict[str, RunAccount] = {}
+    # Twice: what its parent's journal held at the first look may have one of its own at the second.
+    for _ in range(2):
+        uids = [folder.uid for folder in home.runs()]
+        with contextlib.suppress(OSError):
+            uids += [name.removesuffix(".jsonl") for name in sorted(os.listdir(home.path / "dead"))]
+        found |= {uid: account_of(home, uid) for uid in dict.fromkeys(uids) if uid not in found}
+    return list(found.values())
 
 
 def oldest_pending_ms(home: Home, uid: str) -> int | None:
@@ -183,12 +191,17 @@ def _first_ms(reader: JournalReader) -> int | None:
     return None
 
 
-def _pending(reader: JournalReader) -> int:
+def _pending(home: Home, reader: JournalReader, waiting: list[str]) -> int:
+    """Return how many records a journal holds, and add the runs under it that wait in it to *waiting*."""
     count = 0
     while frames := reader.read(is_final=False):
         for frame in frames:
             if frame.kind in (Kind.METRICS, Kind.METRICS_STEPS):
                 count += len(reader.points(frame))
+            elif frame.kind is Kind.CHILD:
+                if (child := children.wait_in(home, reader, frame)) is not None:
+                    waiting.append(child[0])
+                    count += child[1]
             elif frame.kind not in (Kind.RUN, Kind.KEYS, Kind.DROPPED):
                 count += 1
     return count

@@ -3,7 +3,8 @@
 ::
 
     journals ─ read ─► parcel ─ params ─ tags ─ points ─ datasets ─► sink ─► acknowledge: state.json
-                          └── artifacts, models, versions, evaluations, the end ► state.json, then sent
+                          ├── artifacts, models, versions, evaluations, the end ► state.json, then sent
+                          └── children that are over ─► journals of their own, see `children`
 
 A parcel is what one reading of the journals gave. It is kept until all of it is sent, and only
 then are the journals' positions acknowledged; what is read twice after a crash is stored once,
@@ -24,8 +25,10 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mlpipeline.tracking import children
 from mlpipeline.tracking.creation import Creation
 from mlpipeline.tracking.home import Home, RunFolder, RunState
+from mlpipeline.tracking.journal import child_name
 from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Frame, Kind, Point
 from mlpipeline.tracking.sink import (
@@ -74,6 +77,7 @@ class _Parcel:
     datasets: list[dict[str, Any]] = field(default_factory=list)
     uploads: list[dict[str, Any]] = field(default_factory=list)
     ends: list[dict[str, Any]] = field(default_factory=list)
+    children: list[children.Segment] = field(default_factory=list)
     dropped: int = 0
     last_ms: int = 0
     count: int = 0
@@ -187,7 +191,7 @@ class RunDelivery:
             limit_bytes: How much of each journal makes a parcel.
 
         Returns:
-            How many records were delivered.
+            How many records were delivered, and runs given a journal to be delivered from.
 
         Raises:
             Unavailable: The destination cannot take it now; the same parcel is sent next time.
@@ -206,6 +210,7 @@ class RunDelivery:
         if self._parcel is None:
             self._parcel = self._read(limit_bytes)
         parcel = self._parcel
+        passed_on = self._pass_on(parcel)
         if not self.is_gone:
             try:
                 self._ensure_run(sink, parcel.attempt)
@@ -237,6 +242,17 @@ class RunDelivery:
         self._end(sink)
         if self.creation.has_doubt():
             self.creation.settle(sink)
+        return count + passed_on
+
+    def _pass_on(self, parcel: _Parcel) -> int:
+        """Give the children their journals, before this one is acknowledged; return how many."""
+        count = len(parcel.children)
+        try:
+            while parcel.children:
+                children.keep(self._home, parcel.children[0])
+                del parcel.children[0]
+        except OSError as error:
+            raise Unavailable(f"cannot write a journal in {self._home.path}: {error}") from error
         return count
 
     def _read(self, limit_bytes: int) -> _Parcel:
@@ -281,6 +297,11 @@ class RunDelivery:
         content = frame.json()
         at_ms = int(content.get("ms", 0))
         parcel.last_ms = max(parcel.last_ms, at_ms)
+        if frame.kind is Kind.CHILD:
+            child = children.segment_of(content, child_name(reader.writer, frame.sequence), reader.header)
+            parcel.children.append(child)
+            reader.damaged += child.damaged
+            return
         if frame.kind is Kind.DROPPED:
             parcel.dropped += int(content["count"])
             return
@@ -634,9 +655,12 @@ def _attempt(reader: JournalReader) -> int:
 
 
 def _continued(done: RunState | None) -> RunState | None:
-    """Return the state of a run that was done and is added to again."""
+    """Return the state of a run that was done and is added to again.
+
+    Its offsets stay: a child's journal that its parent's brings forth once more was delivered already.
+    """
     if done is not None:
-        done.offsets, done.uploads = {}, []
+        done.uploads = []
     return done
 
 

@@ -18,7 +18,8 @@
       dead/<uid>.jsonl           dead letters: what MLflow refused for good, with the reason
       done/<uid>.json            a finished run's last state, kept 30 days so that its id resolves
 
-Only the writers write journals, only the courier writes state. Everything is created 0600 or
+Only the writers write journals, and the courier those of runs that were over when they were
+recorded (see `children`); only the courier writes state. Everything is created 0600 or
 0700 whatever the umask says, and a home that belongs to somebody else, or is a link, is refused.
 """
 
