@@ -47,7 +47,11 @@ def sync(journal_dir: str | None, is_json: bool, any_user: bool) -> None:
 
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="mlpipeline: %(message)s")
     home = Home.at(journal_dir)
-    before = {account.uid: account.counts for account in accounts(home)}
+    found = accounts(home)
+    before = {account.uid: account.counts for account in found}
+    # Still in another run's journal: they come to light on the way.
+    waiting = {uid for account in found for uid in account.waiting}
+    before |= {uid: counts_of(home, uid) for uid in waiting - before.keys()}
     if not before:
         _print_sync(DeliveryCounts(), [], is_json=is_json)
         return

@@ -425,8 +425,9 @@ class Courier:
                 return
             if until_idle:
                 if self._is_caught_up() or self._is_stuck():
-                    self._look()  # puts away what was finished since the last look
-                    return
+                    self._look()  # puts away what was finished since, and finds journals of children
+                    if self._is_caught_up() or self._is_stuck():
+                        return
             elif self._deliveries and (self._has_live_writer or not self._is_stuck()):
                 idle_since_s = None
             else:

@@ -20,7 +20,7 @@ from mlpipeline.tracking.dispatch import Dispatch
 from mlpipeline.tracking.sink import Destination, Unavailable
 
 if TYPE_CHECKING:
-    from mlpipeline.tracking.home import Home, RunFolder
+    from mlpipeline.tracking.home import Home
 
 
 def send_all(home: Home, *, owns_process: bool = False, is_for_anybody: bool = False) -> None:
@@ -44,8 +44,7 @@ def send_all(home: Home, *, owns_process: bool = False, is_for_anybody: bool = F
         dispatch.make_room()
         courier = Courier(home, identity, secret=dispatch.secret(), owns_process=owns_process, mode="sync")
         if not courier.run(until_idle=True):
-            folders = [delivery.folder for delivery in deliveries]
-            dispatch.wait(partial(_are_done, home, folders))
+            dispatch.wait(partial(_are_done, home, {delivery.folder.uid for delivery in deliveries}))
 
 
 def _by_identity(home: Home) -> dict[str, list[RunDelivery]]:
@@ -62,8 +61,10 @@ def _by_identity(home: Home) -> dict[str, list[RunDelivery]]:
     return found
 
 
-def _are_done(home: Home, folders: list[RunFolder]) -> bool:
-    accounts = [account_of(home, folder.uid) for folder in folders if folder.path.exists()]
+def _are_done(home: Home, uids: set[str]) -> bool:
+    """Tell whether these runs are done; the runs under them that wait in their journals join them."""
+    accounts = [account_of(home, uid) for uid in uids if home.run(uid).path.exists()]
+    uids.update(*(account.waiting for account in accounts))
     return all((account.is_live or account.is_ended) and not account.counts.pending for account in accounts)
 
 
