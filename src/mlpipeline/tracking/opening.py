@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from mlpipeline.core import credentials
-from mlpipeline.tracking import closing, names, surroundings, trainings
+from mlpipeline.tracking import children, closing, names, surroundings, trainings
 from mlpipeline.tracking.dispatch import dispatch_for
 from mlpipeline.tracking.home import Home, new_uid
 from mlpipeline.tracking.journal import JournalWriter
@@ -163,6 +163,7 @@ def open_child(
     start_ms: int | None = None,
     tags: Mapping[str, Any] | None = None,
     holds_models: bool = False,
+    is_over: bool = False,
 ) -> Run:
     """Open one of many short runs under *parent*, in a fraction of a millisecond.
 
@@ -178,6 +179,8 @@ def open_child(
         tags: Tags of this run, over those of the configuration.
         holds_models: Its models, and those of runs under it, wait until it has ended, and are dropped
             unless it ends with ``keeps_models=True``. None of them is registered by the configuration.
+        is_over: It ended before it is recorded: all of it is written at once, when it is ended here, as
+            one record in its parent's journal.
     """
     config = parent.config
     if holds_models and config.register_model:
@@ -207,7 +210,12 @@ def open_child(
         run = Run(config, uid, header, journal=_recording[-1] if _recording else None, home=None)
         run.set_tags(run_tags)
         return run
-    journal = JournalWriter(home, uid, header, is_durable=False)
+    journal: Journal
+    if is_over:
+        append = parent._append_child  # noqa: SLF001
+        journal = children.ChildJournal(home, uid, header, append=append)
+    else:
+        journal = JournalWriter(home, uid, header, is_durable=False)
     run = Run(config, uid, header, journal=journal, home=home)
     # No look for the courier: the parent's open journal keeps it here.
     journal.open()
@@ -275,17 +283,20 @@ def _claims(home: Home, uid: str) -> bool:
     return True
 
 
-def attached_run(config: MLflowConfig, uid: str) -> Run | None:
-    """Return a handle on the run that another process opened as *uid*; None where there is none (yet).
+def attached_run(config: MLflowConfig, uid: str, *, parent: Run | None = None) -> Run | None:
+    """Return a handle on a run that was opened elsewhere as *uid*; None where there is none (yet).
 
     Args:
-        config: The configuration that the other process used.
-        uid: What was its `open_run`'s *proposed_uid*.
+        config: The configuration that it was opened with.
+        uid: What was its `open_run`'s *proposed_uid*, or `open_child`'s *uid*.
+        parent: The run above it, in whose journal it may still be.
     """
     config = resolved(config)
     home = Home.at(config.journal_dir)
-    if not home.run(uid).path.exists() and home.done_state(uid) is None:
-        return None
+    if not home.run(uid).writers() and home.done_state(uid) is None:
+        is_waiting = parent is not None and children.bring_out(home, parent.uid, uid)
+        if not is_waiting and not home.run(uid).path.exists():
+            return None
     header = {
         "role": "attached",
         "destination": asdict(destination_of(config)),

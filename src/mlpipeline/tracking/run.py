@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlpipeline.core.errors import UnloggableError, UsageError
 from mlpipeline.tracking import closing, files, names
 from mlpipeline.tracking.account import LOCAL_PREFIX, DeliveryCounts, counts_of
+from mlpipeline.tracking.children import ChildJournal
 from mlpipeline.tracking.dispatch import Dispatch, dispatch_for
 from mlpipeline.tracking.journal import JournalWriter
 from mlpipeline.tracking.params import flatten_params
@@ -51,7 +52,7 @@ _TICKS_MS = (1_000, 3_000, 10_000)
 
 
 class Journal(Protocol):
-    """Where a run's records go: a `JournalWriter`, or memory in a user's unit test."""
+    """Where a run's records go: a `JournalWriter`, a `ChildJournal`, or memory in a user's unit test."""
 
     dropped: int
 
@@ -688,10 +689,14 @@ class Run:
                 return
             self._status = None
             self._is_told = False
-            if isinstance(self._journal, JournalWriter):
-                self._header["attempt"] = max(
-                    int(self._header.get("attempt", 0)) + 1, time.time_ns() // 1_000_000
-                )
+            attempt = max(int(self._header.get("attempt", 0)) + 1, time.time_ns() // 1_000_000)
+            if isinstance(self._journal, ChildJournal) and self._home is not None:
+                # It went into its parent's journal; from here on it is a run like any other.
+                self._header["attempt"] = attempt
+                self._journal = JournalWriter(self._home, self.uid, self._header, is_durable=False)
+                self._journal.open()
+            elif isinstance(self._journal, JournalWriter):
+                self._header["attempt"] = attempt
                 self._journal.reopen(self._header)
                 self._journal.open()
         if self._home is not None:
@@ -735,7 +740,9 @@ class Run:
         """Return what became of the run's records so far, without waiting."""
         if self._home is None:
             return DeliveryCounts()
-        counts = counts_of(self._home, self.uid)
+        # Asked first: what leaves its parent's journal meanwhile is counted twice rather than not at all.
+        waiting = self._journal.waiting() if isinstance(self._journal, ChildJournal) else 0
+        counts = counts_of(self._home, self.uid) + DeliveryCounts(pending=waiting)
         dropped = self._journal.dropped if self._journal is not None else 0
         return replace(counts, dropped=max(counts.dropped, dropped))
 
@@ -796,6 +803,15 @@ class Run:
         if now_ms >= self._next_tick_ms:
             self._tick(now_ms)
         return is_kept
+
+    def _append_child(self, payload: bytes) -> str | None:
+        """Keep the record of a run under this one that is over; see `JournalWriter.append_child`."""
+        if not isinstance(self._journal, JournalWriter):
+            return None
+        name = self._journal.append_child(payload)
+        if (now_ms := time.time_ns() // 1_000_000) >= self._next_tick_ms:
+            self._tick(now_ms)
+        return name
 
     def _tick(self, now_ms: int) -> None:
         """Now and then, inside a log call: is the courier there, and is it well?"""
