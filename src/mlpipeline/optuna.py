@@ -396,7 +396,8 @@ class _Study:
         """Return the run of a trial that is going on or over; None where this home has none."""
         if (live := self._trials.get(number)) is not None:
             return live.run
-        return attached_run(self._parent.config.replace(run_id=None), self._uid_of(number))
+        config = self._parent.config.replace(run_id=None)
+        return attached_run(config, self._uid_of(number), parent=self._parent)
 
     def record(self, trial: FrozenTrial, known: _Trial | None = None) -> None:
         """Record a trial that is over, and end its run."""
@@ -404,7 +405,7 @@ class _Study:
         tags, end_ms, is_best = self._tags_of(trial), _ms(trial.datetime_complete), False
         status = _STATUSES[trial.state]
         if known is None:
-            run = self._open_run(trial.number, trial.datetime_start, tags)
+            run = self._open_run(trial.number, trial.datetime_start, tags, is_over=True)
         else:
             run = known.run
             run.set_tags(tags)
@@ -435,7 +436,13 @@ class _Study:
             self._trials[number] = known
 
     def _open_run(
-        self, number: int, start: datetime | None, tags: Mapping[str, Any], *, holds_models: bool = False
+        self,
+        number: int,
+        start: datetime | None,
+        tags: Mapping[str, Any],
+        *,
+        holds_models: bool = False,
+        is_over: bool = False,
     ) -> Run:
         return open_child(
             self._parent,
@@ -444,6 +451,7 @@ class _Study:
             start_ms=_ms(start),
             tags={"number": number, **self._options.trial_tags, **tags},
             holds_models=holds_models,
+            is_over=is_over,
         )
 
     @property

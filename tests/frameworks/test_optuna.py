@@ -27,6 +27,7 @@ from optuna.trial import TrialState, create_trial
 from sklearn.linear_model import LinearRegression
 
 import mlpipeline
+from mlpipeline import MLflowTracker
 from mlpipeline.core.errors import ConfigError, UsageError
 from mlpipeline.lightning import MLflowCallback as LightningCallback
 from mlpipeline.optuna import RUN_ID_ATTRIBUTE_KEY, MLflowCallback
@@ -460,6 +461,88 @@ def test_ask_and_tell(callback, found):
     parent, trials = found(callback)
     assert [0.3, 0.1] == [trials[number].data.metrics["value"] for number in range(2)]
     assert ("1", 0.1) == (parent.data.tags["best_trial"], parent.data.metrics["best_value"])
+
+
+# --- a trial that is over -------------------------------------------------------------------------
+
+
+def test_four_jobs_tell_of_their_trials_at_once(callback, found, history):
+    """One journal for all of them: every value is its trial's, and none is lost."""
+    meet = threading.Barrier(4)
+
+    def objective(trial):
+        meet.wait(30)
+        trial.report(trial.number, 3)
+        return parabola(trial)
+
+    study = study_of()
+    study.optimize(objective, n_trials=40, n_jobs=4, callbacks=[callback])
+    parent, trials = found(callback)
+    for number, run in trials.items():
+        trial = study.trials[number]
+        assert {"value": trial.value, "intermediate_value": float(number)} == run.data.metrics
+        assert {"x": str(trial.params["x"])} == run.data.params
+        assert [(3, float(number))] == history(run, "intermediate_value")
+    assert list(range(40)) == sorted(trials)
+    assert study.best_value == parent.data.metrics["best_value"]
+
+
+def test_a_trial_that_is_over_is_added_to_before_it_is_delivered(callback, found):
+    """It is a record in the study's journal then; and the tag of the study that names it leads to it."""
+    study = study_of()
+    study.optimize(parabola, n_trials=3, callbacks=[callback])
+    assert callback.run.is_ended
+    trial = study.best_trial
+    handle = callback.run_for(trial)
+    handle.log_metrics({"later": 2}, step=0)
+    parent, trials = found(callback)
+    run = trials[trial.number]
+    assert {"later": 2, "value": trial.value} == run.data.metrics
+    assert {"x": str(trial.params["x"])} == run.data.params
+    assert "FINISHED" == run.info.status
+    tracker = MLflowTracker(callback.config)
+    assert run.info.run_id == handle.run_id == tracker.get_run_info(parent.data.tags["best_run"]).run_id
+
+
+COUNTING = """
+import os, signal, sys
+import optuna
+from mlpipeline.optuna import MLflowCallback
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+home, told = os.environ["MLPIPELINE_HOME"], []
+
+def hook(event, arguments):
+    made = event in ("os.mkdir", "os.rename", "os.remove") or (event == "open" and arguments[2] & os.O_CREAT)
+    if made and str(arguments[0]).startswith(home):
+        told.append((event, str(arguments[0])))
+
+def look(study, trial):
+    if trial.number == 0:  # which opened the study's run
+        sys.addaudithook(hook)
+    if trial.number == 50:
+        print(told, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+callback = MLflowCallback(tracking_uri=sys.argv[1], delivery="offline")
+study = optuna.create_study(study_name="study", sampler=optuna.samplers.RandomSampler(seed=7))
+study.optimize(lambda trial: trial.suggest_float("x", -1, 1) ** 2, callbacks=[callback, look])
+"""
+
+
+@pytest.mark.process
+def test_a_trial_makes_no_file_and_is_safe_when_its_callback_returns(callback, found, store_uri):
+    """``kill -9`` in the next callback: all trials up to this one are there, whole."""
+    environ = {**os.environ, "PYTHONPATH": ENVIRON["PYTHONPATH"]}
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTING, store_uri], env=environ, check=False, capture_output=True, text=True
+    )
+    assert (-9, "[]\n") == (done.returncode, done.stdout), done.stderr
+    parent, trials = found(callback)
+    assert ("KILLED", list(range(51))) == (parent.info.status, sorted(trials))
+    for run in trials.values():
+        assert "FINISHED" == run.info.status
+        assert {"value": float(run.data.params["x"]) ** 2} == run.data.metrics
 
 
 # --- again, and from several sides ----------------------------------------------------------------
