@@ -30,6 +30,7 @@ MAX_DEPTH = 8
 MAX_PARAMS = 1000
 _MAX_WHOLE = 10_000  # entries beyond MAX_PARAMS that still go to params_full.json
 _MAX_ELEMENTS = 1000  # of one list or array shown as text
+_PLAIN = frozenset((str, int, float, bool, type(None)))
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -108,8 +109,10 @@ def _leaves(value: Any, name: str, depth: int, path: tuple[int, ...]) -> Iterato
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]] | None:
     """Names and values of whatever has named parts; None for anything else."""
+    kind = type(value)
+    if kind in _PLAIN:  # nearly all params, and all that follows is slow
+        return None
     try:
-        kind = type(value)
         # Looked up on the type: a mock or a proxy has every attribute one asks its instance for.
         if isinstance(value, Mapping) or (
             all(hasattr(kind, name) for name in ("keys", "items", "__getitem__"))
