@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import cloudpickle
 import joblib
@@ -37,6 +37,8 @@ from mlpipeline.core.config import MLflowConfig
 from mlpipeline.sklearn import MLflowEstimator
 from mlpipeline.testing import record
 from mlpipeline.tracking import trainings
+from mlpipeline.tracking.account import accounts
+from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
 
 X, Y = load_iris(return_X_y=True, as_frame=True)
@@ -207,19 +209,19 @@ def test_folds_of_workers_are_recorded_with_their_own_times(offline, tree, store
 class Peeking(SVC):
     """An SVC that counts, while it is fitted, the runs that are recorded already."""
 
-    def __init__(self, C=1.0, runs=""):
+    def __init__(self, C=1.0, home=""):
         super().__init__(C=C)
-        self.runs = runs
+        self.home = home
 
     def fit(self, X, y):
         """Look, then learn."""
-        self.seen_ = len(os.listdir(self.runs))
+        self.seen_ = sum(1 + len(account.waiting) for account in accounts(Home(Path(self.home))))
         return super().fit(X, y)
 
 
 def test_children_are_there_while_the_search_goes_on(offline, home):
     """Not afterwards, as autolog's are: the fit of the best sees them all."""
-    search = GridSearchCV(Peeking(runs=str(home / "runs")), {"C": [0.1, 1, 10]}, cv=2, n_jobs=2)
+    search = GridSearchCV(Peeking(home=str(home)), {"C": [0.1, 1, 10]}, cv=2, n_jobs=2)
     wrapper = MLflowEstimator(search, offline).fit(X, Y)
     assert 1 + 3 == wrapper.best_estimator_.seen_
 

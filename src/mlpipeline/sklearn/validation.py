@@ -36,7 +36,8 @@ from mlpipeline.core.config import MLflowConfig
 from mlpipeline.sklearn.facts import about, checked, log_dataset, shown, shown_params
 from mlpipeline.sklearn.progress import Hook, ProgressHook, hooked
 from mlpipeline.tracking import trainings
-from mlpipeline.tracking.opening import open_run
+from mlpipeline.tracking.home import new_uid
+from mlpipeline.tracking.opening import open_child, open_run
 from mlpipeline.tracking.recorded import unharmed
 from mlpipeline.tracking.surroundings import call_of, is_within
 
@@ -248,10 +249,9 @@ class _Board:
         """Record one child run, from its beginning to its end."""
         is_candidate = "params" in folds[0]
         name = f"candidate {key.removeprefix('0-')}" if is_candidate else f"fold {key}"
-        config = self._run.config.replace(run_id=None, run_name=name, log_system_metrics=False)
         start_s = min(fold["start_s"] for fold in folds)
         end_s = max(fold["end_s"] for fold in folds)
-        child = open_run(config, parent=self._run, start_ms=int(start_s * 1000))
+        child = open_child(self._run, new_uid(), name=name, start_ms=int(start_s * 1000), is_over=True)
         child.log_params(folds[0].get("params", {}))
         rows = [_numbers(fold) for fold in folds]
         for fold, row in zip(folds, rows, strict=True):
