@@ -24,7 +24,7 @@ class TestOptuna(IntegrationContract):
     lacks: ClassVar = {
         "scalars": "a study's run has the best value only; the values are in the trials' runs",
         "nonfinite": "Optuna takes no NaN for a value: the trial has failed",
-        "cost": "a trial is a run with a journal of its own; see benchmarks/optuna.py",
+        "cost": "a live trial is a run with a journal of its own; see benchmarks/optuna.py",
     }
 
     def callback(self, **options):
