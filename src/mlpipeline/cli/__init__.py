@@ -9,6 +9,7 @@ from mlpipeline.cli.console import Group
 from mlpipeline.cli.delivery import status, sync
 from mlpipeline.cli.doctor import doctor
 from mlpipeline.cli.pipeline import config, evaluate, train, tune
+from mlpipeline.cli.storage import storage
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,6 +20,6 @@ def main() -> None:
 
 for command in (
     *(train, evaluate, tune, config),
-    *(status, sync, doctor),
+    *(status, sync, doctor, storage),
 ):
     main.add_command(command)

@@ -575,12 +575,12 @@ def check_artifacts(known: Examination) -> Finding:
     except Exception as error:  # noqa: BLE001 - of an artifact store's own client
         return Finding("artifacts", "failed", f"{uri}: {judged(error)}", _artifact_fix(where, uri))
     finally:
-        with contextlib.suppress(Exception):
-            _forget_artifacts(where, uri)
+        with contextlib.suppress(Unavailable, Refused):
+            sink.delete_files(uri)
         with contextlib.suppress(Unavailable, Refused):
             sink.set_status(run.info.run_id, "FINISHED", time.time_ns() // 1_000_000)
             sink.delete_run(run.info.run_id)
-    if where.is_http and _is_local(uri) and not _is_loopback(where.tracking_uri):
+    if where.is_http and _is_local(uri) and not where.is_here:
         return Finding(
             "artifacts",
             "warning",
@@ -601,13 +601,6 @@ def _written_and_read(known: Examination, sink: MlflowSink, run_id: str) -> None
         read = Path(known.client().download_artifacts(run_id, name, str(back))).read_text("utf-8")
     if read != content:
         raise Unavailable("what was read back is not what was written")
-
-
-def _forget_artifacts(where: Destination, uri: str) -> None:
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    tracking_uri = credentials.with_credentials(where.tracking_uri)
-    get_artifact_repository(uri, tracking_uri=tracking_uri).delete_artifacts()  # type: ignore[no-untyped-call]  # MLflow's own
 
 
 def _artifact_fix(where: Destination, uri: str) -> str:
@@ -742,13 +735,9 @@ def _is_local(uri: str) -> bool:
     return urlsplit(uri).scheme in {"", "file"}
 
 
-def _is_loopback(uri: str) -> bool:
-    return urlsplit(uri).hostname in {"localhost", "127.0.0.1", "::1"}
-
-
 def _start_it(where: Destination) -> str:
     parts = urlsplit(where.tracking_uri)
-    if where.is_http and _is_loopback(where.tracking_uri):
+    if where.is_http and where.is_here:
         return f"start it: mlflow server --host {parts.hostname} --port {parts.port or 80}"
     return "see that it runs and that no firewall is between, or correct MLFLOW_TRACKING_URI"
 

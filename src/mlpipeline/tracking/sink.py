@@ -160,6 +160,11 @@ class Destination:
             raise Unavailable(f"{shown} does not answer: {error}") from None
 
     @property
+    def is_here(self) -> bool:
+        """Whether the address is this machine's own."""
+        return urlsplit(self.tracking_uri).hostname in {None, "localhost", "127.0.0.1", "::1"}
+
+    @property
     def is_sqlite(self) -> bool:
         """Whether the tracking store is a SQLite file."""
         return urlsplit(self.tracking_uri).scheme.partition("+")[0] == "sqlite"
@@ -307,6 +312,38 @@ class MlflowSink:
     def delete_run(self, run_id: str) -> None:
         """Delete a run: a twin that a lost answer made."""
         self._do(lambda: self._connected().delete_run(run_id))
+
+    def purge_run(self, run_id: str, artifact_uri: str) -> None:
+        """Take a deleted run out of a database for good, its files first, as ``mlflow gc`` does."""
+
+        def purge() -> None:
+            self._delete_files(artifact_uri)
+            self._connected()._tracking_client.store._hard_delete_run(run_id)  # noqa: SLF001 - there is no other
+
+        self._do(purge)
+
+    def purge_model(self, model_id: str, location: str) -> None:
+        """Take a deleted LoggedModel out of a database for good, its files first; one that is not deleted stays."""
+
+        def purge() -> None:
+            store = self._connected()._tracking_client.store  # noqa: SLF001 - the same
+            if model_id not in store._get_deleted_logged_models():  # noqa: SLF001 - the same
+                return
+            if model_id in location:  # files elsewhere are not MLflow's own
+                self._delete_files(location)
+            store._hard_delete_logged_model(model_id)  # noqa: SLF001 - the same
+
+        self._do(purge)
+
+    def _delete_files(self, uri: str) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        tracking_uri = with_credentials(self.destination.tracking_uri)
+        get_artifact_repository(uri, tracking_uri=tracking_uri).delete_artifacts()  # type: ignore[no-untyped-call]  # MLflow's own
+
+    def delete_files(self, uri: str) -> None:
+        """Delete the files below an artifact URI, if the store can."""
+        self._do(lambda: self._delete_files(uri))
 
     def disown_run(self, run_id: str, ours: str, end_ms: int | None) -> None:
         """Mark a twin that may not be deleted: ended, and in MLflow's pages folded under the true run."""
