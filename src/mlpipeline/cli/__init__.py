@@ -8,8 +8,10 @@ import mlpipeline
 from mlpipeline.cli.console import Group
 from mlpipeline.cli.delivery import status, sync
 from mlpipeline.cli.doctor import doctor
+from mlpipeline.cli.export import export
 from mlpipeline.cli.pipeline import config, evaluate, train, tune
 from mlpipeline.cli.storage import storage
+from mlpipeline.cli.ui import ui
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,6 +22,6 @@ def main() -> None:
 
 for command in (
     *(train, evaluate, tune, config),
-    *(status, sync, doctor, storage),
+    *(status, sync, doctor, storage, export, ui),
 ):
     main.add_command(command)
