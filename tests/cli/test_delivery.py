@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import pytest
+from click.testing import CliRunner
 
 from mlpipeline import MLflowTracker
+from mlpipeline.cli import main
 from mlpipeline.tracking.account import dead_letters
 from mlpipeline.tracking.home import Home
 
@@ -140,6 +143,19 @@ def test_status_shows_what_waits_and_where_it_goes(home):
         f"{live}  recording  0 delivered, 1 pending, 0 refused, 0 dropped  -> {NOBODY}",
     } == set(lines[2:])
     tracker.end_run()
+
+
+@pytest.mark.parametrize(
+    ("age_s", "told"), [(60, ""), (250, "4 minutes"), (7300, "2 hours"), (200_000, "2 days")]
+)
+def test_status_tells_how_long_the_oldest_record_waits(age_s, told):
+    """Once it is more than two minutes."""
+    tracker = MLflowTracker(tracking_uri=NOBODY, delivery="offline")
+    with tracker:
+        tracker.active_run.log_metrics({"loss": 0.5}, step=0, timestamp_ms=int((time.time() - age_s) * 1000))
+        tracker.log_metrics({"loss": 0.25}, step=1)
+    line = CliRunner().invoke(main, ["status"]).stdout.splitlines()[2]
+    assert line.endswith(f"-> {NOBODY}" + (f", the oldest waits for {told}" if told else ""))
 
 
 def test_status_tells_what_stands_in_the_way():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 
 import click
 
@@ -19,6 +20,7 @@ from mlpipeline.tracking.account import (
     counts_of,
     courier_reports,
     dead_letters,
+    oldest_pending_ms,
 )
 from mlpipeline.tracking.home import Home
 
@@ -117,6 +119,7 @@ def _show(home: Home, found: list[RunAccount], *, is_json: bool) -> None:
         click.echo(
             f"{account.run_id or account.uid}  {state}  {counts.delivered} delivered, {counts.pending} pending, "
             f"{counts.refused} refused, {counts.dropped} dropped  -> {account.tracking_uri or 'done'}"
+            f"{_lag(home, account)}"
         )
         if account.problem:
             click.echo(f"  {account.problem}")
@@ -124,3 +127,13 @@ def _show(home: Home, found: list[RunAccount], *, is_json: bool) -> None:
             click.echo(
                 f"  refused {letter['kind']} {json.dumps(letter['content'])[:120]}: {letter['reason']}"
             )
+
+
+def _lag(home: Home, account: RunAccount) -> str:
+    """Tell how long the oldest record of a run waits, once it is long enough to be asked about."""
+    oldest_ms = oldest_pending_ms(home, account.uid)
+    age_s = 0.0 if oldest_ms is None else time.time() - oldest_ms / 1000
+    for name, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if age_s >= 2 * size:
+            return f", the oldest waits for {age_s / size:.0f} {name}"
+    return ""
