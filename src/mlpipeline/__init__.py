@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlpipeline.core.config import MLflowConfig as MLflowConfig
     from mlpipeline.core.errors import MLPipelineError as MLPipelineError
+    from mlpipeline.models.registry import ModelRegistry as ModelRegistry
     from mlpipeline.tracking.queries import MLflowRunInfo as MLflowRunInfo
     from mlpipeline.tracking.run import Run as Run
     from mlpipeline.tracking.tracker import MLflowTracker as MLflowTracker
@@ -25,10 +26,19 @@ _HOMES = {
     "MLflowConfig": "mlpipeline.core.config",
     "MLflowRunInfo": "mlpipeline.tracking.queries",
     "MLflowTracker": "mlpipeline.tracking.tracker",
+    "ModelRegistry": "mlpipeline.models.registry",
     "Run": "mlpipeline.tracking.run",
 }
 
-__all__ = ["MLPipelineError", "MLflowConfig", "MLflowRunInfo", "MLflowTracker", "Run", "__version__"]
+__all__ = [
+    "MLPipelineError",
+    "MLflowConfig",
+    "MLflowRunInfo",
+    "MLflowTracker",
+    "ModelRegistry",
+    "Run",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mlpipeline.core.config import MLflowConfig
+from mlpipeline.models.registry import ModelRegistry
 from mlpipeline.models.training import MLflowIntegratedTrainer
 from mlpipeline.tracking.queries import MLflowRunInfo
 from mlpipeline.tracking.tracker import MLflowTracker
 
-__all__ = ["MLflowConfig", "MLflowIntegratedTrainer", "MLflowRunInfo", "MLflowTracker"]
+__all__ = ["MLflowConfig", "MLflowIntegratedTrainer", "MLflowRunInfo", "MLflowTracker", "ModelRegistry"]

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from mlpipeline.tracking import trainings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from mlpipeline.tracking.run import Run
+    from mlpipeline.tracking.sink import Destination
 
 _runs: dict[str, Run] = {}
 _last_words: list[Callable[[], None]] = []
@@ -66,6 +67,18 @@ def before_exit(speak: Callable[[], None]) -> None:
 def watched() -> list[Run]:
     """Return the runs that this process opened and that are not settled yet."""
     return list(_runs.values()) if _state["pid"] == os.getpid() else []
+
+
+def wait_for(destination: Destination, runs: Iterable[Run] = ()) -> None:
+    """Wait until what this process recorded for a destination is there, or nothing moves any more.
+
+    Args:
+        destination: The store.
+        runs: More of them than `watched` knows, in whatever destination.
+    """
+    for run in dict.fromkeys([*runs, *watched()]):
+        if run.is_enabled and run.destination == destination:
+            run.wait()
 
 
 def _arm() -> None:

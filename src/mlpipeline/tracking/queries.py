@@ -148,12 +148,20 @@ class Queries:
         Raises:
             UsageError: There is no such run.
         """
+        return MLflowRunInfo.from_mlflow(self.get_run(run_id))
+
+    def get_run(self, run_id: str) -> Any:
+        """The ``mlflow.entities.Run``, with its keys as MLflow has them, its inputs and its outputs.
+
+        Raises:
+            UsageError: There is no such run.
+        """
         from mlflow import MlflowException
 
         if not _RUN_ID.fullmatch(run_id):
             raise self._unknown(run_id)
         try:
-            return MLflowRunInfo.from_mlflow(self._client().get_run(run_id))
+            return self._client().get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise self._unknown(run_id) from error
@@ -288,8 +296,8 @@ class Queries:
             self.get_run_info(run_id)  # MLflow answers an unknown run with an empty list too
         return sorted((point.step, point.timestamp, point.value) for point in points)
 
-    def _runs(self, run_ids: Sequence[str]) -> list[MLflowRunInfo]:
-        """The runs, in the order given.
+    def find_runs(self, run_ids: Sequence[str]) -> dict[str, MLflowRunInfo]:
+        """Those runs of these ids that exist, by id; deleted ones too.
 
         Compared runs mostly share an experiment: one is got by id, the others of its experiment are
         searched by theirs. 100 runs on SQLite: 0.2 s, a get_run each 0.4 to 1.1 s; over HTTP 2 requests
@@ -297,14 +305,15 @@ class Queries:
         """
         from mlflow.entities import ViewType
 
-        wanted = list(dict.fromkeys(run_ids))
-        for run_id in wanted:  # before any stands in a filter
-            if not _RUN_ID.fullmatch(run_id):
-                raise self._unknown(run_id)
         found: dict[str, MLflowRunInfo] = {}
-        missing = wanted
+        # What is no id must not stand in a filter.
+        missing = [run_id for run_id in dict.fromkeys(run_ids) if _RUN_ID.fullmatch(run_id)]
         while missing:
-            first = found[missing[0]] = self.get_run_info(missing[0])
+            try:
+                first = found[missing[0]] = self.get_run_info(missing[0])
+            except UsageError:
+                del missing[0]
+                continue
             for chunk in _chunks(missing[1:], CHUNK_RUNS):
                 ids = ", ".join(f"'{run_id}'" for run_id in chunk)
                 for run in self._client().search_runs(
@@ -315,7 +324,15 @@ class Queries:
                 ):
                     found[run.info.run_id] = MLflowRunInfo.from_mlflow(run)
             missing = [run_id for run_id in missing if run_id not in found]
-        return [found[run_id] for run_id in wanted]
+        return found
+
+    def _runs(self, run_ids: Sequence[str]) -> list[MLflowRunInfo]:
+        """The runs, in the order given."""
+        found = self.find_runs(run_ids)
+        for run_id in run_ids:
+            if run_id not in found:
+                raise self._unknown(run_id)
+        return [found[run_id] for run_id in dict.fromkeys(run_ids)]
 
     def _client(self) -> MlflowClient:
         from mlflow import MlflowClient

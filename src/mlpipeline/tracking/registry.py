@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ logger = logging.getLogger("mlpipeline")
 
 STAGE_TAG = "stage"
 NO_STAGE = "None"
+
+_MODEL_ID = re.compile(r"(?:^models:/|/models/)(m-[0-9a-f]+)(?:/artifacts)?/?$")
+# As a source: models:/m-…, or the place of its files.
 
 
 def stage_alias(stage: str) -> str | None:
@@ -115,6 +119,14 @@ def mark_version(
         set_real_stage(client, name, version, stage)
 
 
+def logged_model_id(version: Any) -> str | None:
+    """Return the LoggedModel behind an ``mlflow.entities.model_registry.ModelVersion``; None for none."""
+    if version.model_id:
+        return str(version.model_id)
+    found = _MODEL_ID.search(version.source or "")
+    return found[1] if found else None
+
+
 def load_logged_model(destination: Destination, model_id: str) -> Any:
     """Load a LoggedModel as the framework's own object, from the store it was logged to.
 
@@ -123,15 +135,32 @@ def load_logged_model(destination: Destination, model_id: str) -> Any:
         model_id: Its id, ``m-…``.
     """
     from mlflow import MlflowClient
-    from mlflow.artifacts import download_artifacts
-    from mlflow.models import Model
 
     tracking_uri = with_credentials(destination.tracking_uri)
     client = MlflowClient(tracking_uri, with_credentials(destination.registry_uri))
-    location = client.get_logged_model(model_id).artifact_location
+    # Through the model's own location: "models:/m-..." would be looked up in MLflow's global store.
+    return load_files(client.get_logged_model(model_id).artifact_location, tracking_uri)
+
+
+def load_files(location: str, tracking_uri: str, *, is_plain: bool = False) -> Any:
+    """Load a model from where its files are.
+
+    Args:
+        location: URI of the folder.
+        tracking_uri: The store that has them, with credentials.
+        is_plain: Rather than a bare network or booster, which predict in ways of their own, return the
+            ``mlflow.pyfunc`` model. An estimator is returned as it is.
+    """
+    from mlflow import pyfunc
+    from mlflow.artifacts import download_artifacts
+    from mlflow.models import Model
+
     with tempfile.TemporaryDirectory(prefix="mlpipeline-") as folder:
-        # Through the model's own location: "models:/m-..." would be looked up in MLflow's global store.
         path = download_artifacts(artifact_uri=location, dst_path=folder, tracking_uri=tracking_uri)
         flavors = Model.load(str(Path(path))).flavors
-        name = next(flavor for flavor in flavors if flavor != "python_function")
-        return importlib.import_module(f"mlflow.{name}").load_model(path)
+        name = next((flavor for flavor in flavors if flavor != "python_function"), None)
+        if name is None:  # somebody's mlflow.pyfunc.PythonModel
+            return pyfunc.load_model(path)
+        model = importlib.import_module(f"mlflow.{name}").load_model(path)
+        is_estimator = hasattr(model, "get_params") and hasattr(model, "predict")
+        return pyfunc.load_model(path) if is_plain and not is_estimator else model

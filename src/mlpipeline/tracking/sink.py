@@ -1,4 +1,4 @@
-"""The only module that writes to MLflow.
+"""The only module that writes records to MLflow.
 
 `MlflowSink` says each thing a run needs in one call, to one destination, with explicit ids and no
 fluent state. Whatever goes wrong comes out as one of two exceptions, so that nobody above has to

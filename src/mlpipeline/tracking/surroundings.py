@@ -60,7 +60,7 @@ def source_tags(environ: Mapping[str, str]) -> dict[str, str]:
     """
     script = _script()
     tags = {
-        "mlflow.user": _user(environ),
+        "mlflow.user": user_name(environ),
         "mlflow.source.name": script or "<console>",
         "mlflow.source.type": "LOCAL",
     }
@@ -122,7 +122,8 @@ def _git_commit(script: str, environ: Mapping[str, str]) -> str | None:
     return commit if _COMMIT.fullmatch(commit) else None
 
 
-def _user(environ: Mapping[str, str]) -> str:
+def user_name(environ: Mapping[str, str]) -> str:
+    """Who somebody with this environment is: to MLflow's server where they say so, else to the system."""
     candidates = (environ.get("MLFLOW_TRACKING_USERNAME"), _credentials_user(environ), _login(environ))
     return next((name for name in candidates if name), "unknown")
 

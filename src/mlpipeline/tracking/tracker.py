@@ -284,9 +284,7 @@ class MLflowTracker:
     def _queries(self) -> queries.Queries:
         """Return the queries, once what this process recorded for the same destination is there."""
         destination = destination_of(resolved(self.config))
-        for run in dict.fromkeys([*self._opened, *closing.watched()]):
-            if run.is_enabled and run.destination == destination:
-                run.wait()
+        closing.wait_for(destination, self._opened)
         return queries.Queries(
             with_credentials(destination.tracking_uri), with_credentials(destination.registry_uri)
         )
