@@ -557,15 +557,27 @@ def test_damage_in_one_record_costs_that_child_and_is_counted(
     assert [] == left(home)
 
 
-@pytest.mark.parametrize("uid", ["../../escape", "/etc/escape", ".escape", "", "a\\b", None, "x" * 300])
-def test_a_hostile_record_names_no_folder(
-    config: MLflowConfig, deliver: Deliver, home: Path, uid: str | None
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        *({"uid": uid} for uid in ("../../escape", "/etc/escape", ".escape", "", "a\\b", None, "x" * 300)),
+        {"header": {"role": "opener"}},
+        {"header": {"role": "opener", "destination": []}},
+        {"header": None},
+        {"records": None},
+    ],
+    ids=str,
+)
+def test_a_hostile_record_makes_no_folder(
+    config: MLflowConfig, deliver: Deliver, home: Path, hostile: dict[str, Any]
 ) -> None:
-    """A journal is data: what it names must be a run, or it is damage."""
+    """A journal is data: what it names must be a run with a place to go to, or it is damage."""
     parent = open_run(config)
     before = sorted(home.parent.rglob("*"))
     header = {**parent._header, "run_name": "hostile"}
-    parent._append_child(records.json_payload({"uid": uid, "header": header, "records": []}))
+    content = {"uid": "escape", "header": header, "records": [], **hostile}
+    parent._append_child(records.json_payload(content))
+    account_of(Home(home), parent.uid)
     deliver()
     made = {path.name for path in set(home.parent.rglob("*")) - set(before)}
     assert not any("escape" in name or "b" == name or "xxx" in name for name in made)
@@ -597,6 +609,7 @@ def test_one_unreadable_record_of_a_child_costs_that_record(
     ]
     content = {"uid": "child-0", "header": header, "records": [*bad, *good]}
     assert parent._append_child(records.json_payload(content))
+    assert len(good) <= account_of(Home(home), parent.uid).counts.pending
     parent.end()
     deliver()
     runs = runs_of(config)

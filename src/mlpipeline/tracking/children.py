@@ -161,12 +161,12 @@ def segment_of(content: Mapping[str, Any], name: str, writer: Mapping[str, Any] 
         writer: Header of the journal that has the record: whose process wrote it.
 
     Raises:
-        ValueError: The record cannot be read, or names no run.
-        KeyError: The same.
+        ValueError: The record cannot be read, or names no run, or no place for it.
+        KeyError: The same; so are a TypeError and an AttributeError.
     """
-    uid, header = content["uid"], content["header"]
-    if not isinstance(uid, str) or not _UID.fullmatch(uid) or not isinstance(header, dict):
-        raise ValueError(f"a CHILD record names no run: {uid!r}")
+    uid, header = _uid_in(content), content["header"]
+    if not {"tracking_uri", "registry_uri"} <= header["destination"].keys():
+        raise ValueError(f"a CHILD record does not say where run {uid} goes")
     of = {key: writer[key] for key in ("host", "pid") if key in writer} if writer else {}
     header = {**header, **of, "writer": name}
     # Twice, as in every segment.
@@ -181,6 +181,13 @@ def segment_of(content: Mapping[str, Any], name: str, writer: Mapping[str, Any] 
             parts += frames
             sequence += len(frames)
     return Segment(uid, name, b"".join(parts), damaged)
+
+
+def _uid_in(content: Mapping[str, Any]) -> str:
+    uid = content["uid"]
+    if not isinstance(uid, str) or not _UID.fullmatch(uid):
+        raise ValueError(f"a CHILD record names no run: {uid!r}")
+    return uid
 
 
 def _frames(sequence: int, known: set[tuple[str, ...]], kind: int, content: Mapping[str, Any]) -> list[bytes]:
@@ -205,8 +212,13 @@ def _frames(sequence: int, known: set[tuple[str, ...]], kind: int, content: Mapp
 
 
 def count_of(content: Mapping[str, Any]) -> int:
-    """Return how many records a CHILD record holds; a point of a metric counts as one."""
-    return sum(len(of["points"]) if kind in _METRICS else 1 for kind, of in content["records"])
+    """Return how many records a CHILD record holds; a point of a metric counts as one, damage as none."""
+    count = 0
+    for record in content["records"]:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            kind, of = record
+            count += len(of["points"]) if kind in _METRICS else 1
+    return count
 
 
 def is_kept(home: Home, uid: str, name: str) -> bool:
@@ -258,7 +270,7 @@ def wait_in(home: Home, reader: JournalReader, frame: Frame) -> tuple[str, int] 
     """Return which child a CHILD record still holds, and how many of its records; None where it has its journal."""
     try:
         content = frame.json()
-        uid, count = content["uid"], count_of(content)
+        uid, count = _uid_in(content), count_of(content)
         return None if is_kept(home, uid, child_name(reader.writer, frame.sequence)) else (uid, count)
     except (KeyError, ValueError, TypeError):
         return None  # damage, which the courier counts
@@ -288,5 +300,5 @@ def bring_out(home: Home, parent: str, uid: str) -> bool:
 def _bring_out(home: Home, reader: JournalReader, frame: Frame) -> None:
     try:
         keep(home, segment_of(frame.json(), child_name(reader.writer, frame.sequence), reader.header))
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         logger.warning("cannot write the journal of a run that waits in %s: %s", reader.folder.path, error)
