@@ -18,6 +18,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlpipeline import MLflowConfig
+from mlpipeline.testing.faults import FaultyProxy, answered
 from mlpipeline.testing.places import wait_until
 from mlpipeline.tracking import liveness
 from mlpipeline.tracking.account import account_of, courier_reports
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.process
 
+NOBODY = "http://127.0.0.1:9"
 SEED = int(os.environ.get("MLPIPELINE_TEST_SEED", random.SystemRandom().randrange(2**31)))
 
 
@@ -413,3 +415,27 @@ def test_a_model_is_logged_while_the_delivery_thread_imports_mlflow(store_uri: s
     )
     assert (0, "") == (code, "" if code == 0 else error)
     assert "ImportError" not in error
+
+
+def test_the_exit_waits_once_however_many_runs_wait() -> None:
+    """A server that only says 503 is waited for as long with a dozen runs as with one."""
+
+    def exit_s(runs: int) -> float:
+        with FaultyProxy(NOBODY) as proxy:
+            proxy.fault = answered(503)
+            code, out, error = run_script(
+                f"""
+                import atexit, time
+                atexit.register(lambda: print(time.monotonic() - left_s))  # called after ours
+                from mlpipeline import MLflowTracker
+                for _ in range({runs}):
+                    with MLflowTracker(tracking_uri={proxy.uri!r}, delivery="thread") as tracker:
+                        tracker.log_metrics({{"loss": 1.0}})
+                left_s = time.monotonic()
+                """
+            )
+        assert 0 == code, error
+        assert runs == error.count("send them with: mlpipeline sync"), "each still has its line"
+        return float(out)
+
+    assert exit_s(12) < exit_s(1) + 2 * 4

@@ -20,6 +20,7 @@ from mlpipeline.tracking import trainings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from mlpipeline.tracking.home import Home
     from mlpipeline.tracking.run import Run
     from mlpipeline.tracking.sink import Destination
 
@@ -129,8 +130,16 @@ def _close_all() -> None:
             run.end(status)
         insist_s = max((run.config.exit_wait_s or 0.0 for run in runs), default=0.0)
         deadline_s = time.monotonic() + insist_s
+        stuck: set[tuple[Home | None, Destination] | None] = set()
         for run in runs:
+            place = (run.home, run.destination) if run.is_enabled else None
+            if place in stuck and time.monotonic() >= deadline_s:
+                run.tell()  # nothing moved there for as long as one waits, and one waits once
+                forget(run)
+                continue
             run.settle(insist_s=max(0.0, deadline_s - time.monotonic()) or None)
+            if place is not None and not run.is_delivered():
+                stuck.add(place)
     except KeyboardInterrupt:
         # The second Ctrl-C leaves at once. What was recorded is in the journal.
         for run in runs:
