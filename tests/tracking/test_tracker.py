@@ -671,3 +671,23 @@ def test_two_trackers_have_a_run_each(options, client):
         tracker.end_run()
         tracker.flush()
     assert [1.0, 2.0] == [client.get_run(run_id).data.metrics["loss"] for run_id in ids]
+
+
+def test_texts_that_no_database_stores_are_escaped(either_store, mlflow_client):
+    """A lone surrogate, as from a file name that is no UTF-8, would keep the whole run here for ever."""
+    options = {
+        "experiment_name": "texts",
+        "delivery": "thread",
+        "run_name": "a\udc80",
+        "description": "d\udc80",
+    }
+    with MLflowTracker(tracking_uri=either_store, tags={"at": "x\udc80"}, **options) as tracker:
+        tracker.set_tags({"later": "y\0\udc80"})
+    assert 0 == tracker.flush().pending
+    run = mlflow_client(either_store).get_run(tracker.get_run_info().run_id)
+    assert ("a\\udc80", "x\\udc80", "y\\x00\\udc80", "d\\udc80") == (
+        run.info.run_name,
+        run.data.tags["at"],
+        run.data.tags["later"],
+        run.data.tags["mlflow.note.content"],
+    )

@@ -161,6 +161,11 @@ def _unescaped(match: re.Match[str]) -> str:
     return chr(codepoint) if codepoint <= 0x10FFFF else match[0]
 
 
+def storable(text: str) -> str:
+    """Return a text without what not every database stores, lone surrogates and NULs, which are escaped."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def text_digest(text: str) -> str:
     """Return 16 hex characters that stand for a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -105,7 +105,7 @@ def open_run(
         "attempt": now_ms,
         "destination": asdict(where),
         "experiment": _experiment(config, cwd),
-        "run_name": config.run_name,
+        "run_name": config.run_name and names.storable(config.run_name),
         "run_id": config.run_id,
     }
     if uid is not None:
@@ -121,9 +121,9 @@ def open_run(
     if header["role"] == "guest":
         shared_uid = None  # it adds to the user's run, which is not ours to share
         header["experiment"] |= {"name": None, "id": fluent.active_run_experiment_id}
-    run_tags = {key: str(value) for key, value in {**config.tags, **(tags or {})}.items()}
+    run_tags = {key: names.storable(str(value)) for key, value in {**config.tags, **(tags or {})}.items()}
     if config.description:
-        run_tags["mlflow.note.content"] = config.description
+        run_tags["mlflow.note.content"] = names.storable(config.description)
     late = run_tags
     if header["role"] == "opener" and header["run_id"] is None and uid is None:
         # One tag that MLflow refuses would refuse the run: those are set one by one, under a name it takes.
@@ -192,7 +192,7 @@ def open_child(
     header: dict[str, Any] = {
         key: given[key] for key in ("destination", "experiment", "source") if key in given
     }
-    run_tags = {key: str(value) for key, value in {**config.tags, **(tags or {})}.items()}
+    run_tags = {key: names.storable(str(value)) for key, value in {**config.tags, **(tags or {})}.items()}
     plain = {key: value for key, value in run_tags.items() if _is_plain_tag(key, value)}
     header |= {
         "role": "opener",
@@ -301,7 +301,7 @@ def attached_run(config: MLflowConfig, uid: str, *, parent: Run | None = None) -
         "role": "attached",
         "destination": asdict(destination_of(config)),
         "experiment": _experiment(config, Path.cwd()),
-        "run_name": config.run_name,
+        "run_name": config.run_name and names.storable(config.run_name),
         "run_id": config.run_id,
     }
     return Run(config, uid, header, journal=JournalWriter(home, uid, header), home=home)

@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence, Set as AbstractSet
 from typing import Any
 
-from mlpipeline.tracking.names import text_digest
+from mlpipeline.tracking.names import storable, text_digest
 
 MAX_DEPTH = 8
 MAX_PARAMS = 1000
@@ -165,8 +165,7 @@ def _text(value: Any) -> str:
             text = json.dumps(plain, ensure_ascii=False)
     except Exception:  # hostile objects: whatever they raise, the training goes on
         text = f"<{_type_name(value)}>"
-    # Neither a lone surrogate nor a NUL can be stored by every database.
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+    return storable(text)
 
 
 def _plain(value: Any, depth: int, path: tuple[int, ...], budget: list[int]) -> Any:

@@ -321,7 +321,7 @@ class Run:
         self._check_open("set_tags")
         if self._journal is not None and tags:
             keys = self._keys([str(key) for key in tags])
-            text = dict(zip(keys, map(str, tags.values()), strict=True))
+            text = dict(zip(keys, (names.storable(str(value)) for value in tags.values()), strict=True))
             self._append(Kind.TAGS, {"tags": text})
 
     def set_tag(self, key: str, value: Any) -> None:
