@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from xml.etree import ElementTree as ET
 
-from mlpipeline.tracking.charts import bars, curve, matrix, points
+from mlpipeline.tracking.charts import bars, curves, matrix, points
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -69,10 +69,31 @@ def test_a_matrix_of_many_classes_has_the_cells_that_are_not_empty():
 
 def test_a_curve_goes_through_its_points():
     """From the lower left corner to the upper right one."""
-    root = ET.fromstring(curve("ROC", [0.0, 0.5, 1.0], [0.0, 1.0, 1.0], x="fpr", y="tpr", has_diagonal=True))
+    line = {"yes": ([0.0, 0.5, 1.0], [0.0, 1.0, 1.0])}
+    root = ET.fromstring(curves("ROC", line, x="fpr", y="tpr", has_diagonal=True))
     diagonal, line = (found.get("points") for found in root.iter(f"{SVG}polyline"))
     assert ("90.0,360.0 410.0,40.0", "90.0,360.0 250.0,40.0 410.0,40.0") == (diagonal, line)
-    assert {"ROC", "fpr", "tpr", "0", "1"} <= {text.text for text in root.iter(f"{SVG}text")}
+    texts = {text.text for text in root.iter(f"{SVG}text")}
+    assert {"ROC", "fpr", "tpr", "0", "1"} <= texts
+    assert "yes" not in texts
+
+
+def test_lines_are_told_apart_by_colour_and_name():
+    """And beyond the colours that there are, only counted."""
+    lines = {f"<{index}>": ([0.0, 1.0], [0.0, 0.1 * index]) for index in range(10)}
+    root = ET.fromstring(curves("ROC", lines, x="fpr", y="tpr", has_dots=True))
+    drawn = list(root.iter(f"{SVG}polyline"))
+    assert 8 == len(drawn) == len({line.get("stroke") for line in drawn})
+    assert 16 == len(list(root.iter(f"{SVG}circle")))
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert [f"<{index}>" for index in range(8)] == [text for text in texts if text.startswith("<")]
+    assert "and 2 more" in texts
+
+
+def test_a_drawing_can_be_shown_in_another_size():
+    """Its viewBox is the size it was drawn in."""
+    root = ET.fromstring(bars("gain", {"a": 1.0}))
+    assert f"0 0 {root.get('width')} {root.get('height')}" == root.get("viewBox")
 
 
 def test_points_lie_in_the_square_whatever_their_values():

@@ -13,15 +13,13 @@ from sklearn.base import ClassifierMixin, RegressorMixin, is_classifier, is_regr
 from sklearn.pipeline import Pipeline
 from sklearn.utils.multiclass import type_of_target
 
-from mlpipeline.tracking import charts
+from mlpipeline.sklearn import plots
 from mlpipeline.tracking.recorded import unharmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mlpipeline.tracking.run import Run
-
-_DRAWN_ROWS = 1000
 
 
 @contextlib.contextmanager
@@ -95,11 +93,12 @@ class Evaluation:
         if is_ranked:
             how = {"average": "weighted", "multi_class": "ovo", **weighted}
             self._add("roc_auc", partial(metrics.roc_auc_score, y, certain, **how))
-        self._plots["confusion_matrix"] = partial(_confusion, y, predicted, classes, weights)
+        self._plots["confusion_matrix"] = partial(plots.confusion_matrix, y, predicted, classes, weights)
         if is_ranked and len(classes) == 2:
-            ranked = {"y_score": certain, "pos_label": classes[1], **weighted}
-            self._plots["roc_curve"] = partial(_roc, y, **ranked)
-            self._plots["precision_recall_curve"] = partial(_precision_recall, y, **ranked)
+            self._plots["roc_curve"] = partial(plots.roc_curve, y, certain, classes, weights)
+            self._plots["precision_recall_curve"] = partial(
+                plots.precision_recall_curve, y, certain, classes, weights
+            )
 
     def _regressed(self, predicted: Any, y: Any, weights: Any) -> None:
         weighted = {"sample_weight": weights}
@@ -111,7 +110,7 @@ class Evaluation:
         if len(predicted) > 1:
             self._add("r2_score", partial(metrics.r2_score, y, predicted, **weighted))
         if np.ndim(predicted) == np.ndim(y) == 1:
-            self._plots["residuals"] = partial(_residuals, np.asarray(y), np.asarray(predicted))
+            self._plots["residuals"] = partial(plots.residuals, np.asarray(y), np.asarray(predicted))
 
     def _scored(self, estimator: Any, X: Any, y: Any, weights: Any) -> None:
         score = getattr(type(_last(estimator)), "score", None)
@@ -139,38 +138,6 @@ class Evaluation:
         for name, draw in self._plots.items():
             with unharmed(f"the plot {name}"):
                 run.log_text(draw(), f"{prefix}_{name}.svg")
-
-
-def _confusion(y: Any, predicted: Any, classes: Any, weights: Any) -> str:
-    found = metrics.confusion_matrix(y, predicted, labels=classes, normalize="true", sample_weight=weights)
-    labels = [str(label) for label in classes]
-    return charts.matrix(
-        "Confusion matrix, shares of each true class", found.tolist(), labels, x="predicted", y="true"
-    )
-
-
-def _roc(y: Any, **ranked: Any) -> str:
-    wrong, right, _ = metrics.roc_curve(y, **ranked)
-    return charts.curve(
-        "ROC curve", *_drawn(wrong, right), x="false positive rate", y="true positive rate", has_diagonal=True
-    )
-
-
-def _precision_recall(y: Any, **ranked: Any) -> str:
-    precision, recall, _ = metrics.precision_recall_curve(y, **ranked)
-    return charts.curve("Precision and recall", *_drawn(recall, precision), x="recall", y="precision")
-
-
-def _residuals(y: Any, predicted: Any) -> str:
-    found = _drawn(predicted, y - predicted)
-    return charts.points("Residuals", *found, x="predicted", y="true - predicted")
-
-
-def _drawn(*columns: Any) -> list[list[float]]:
-    """Return the columns with as many rows as can be told apart, evenly chosen."""
-    rows = len(columns[0])
-    chosen = np.unique(np.linspace(0, rows - 1, min(rows, _DRAWN_ROWS)).astype(int))
-    return [np.asarray(column, dtype=float)[chosen].tolist() for column in columns]
 
 
 def _last(estimator: Any) -> Any:
