@@ -19,7 +19,7 @@ from sklearn.svm import LinearSVC
 from xgboost import DMatrix, XGBClassifier, train
 
 from mlpipeline.core.errors import ConfigError, UsageError
-from mlpipeline.models.scoring import default_metrics, is_greater_better, scores
+from mlpipeline.models.scoring import answers, checked, default_metrics, is_greater_better, scores
 
 CANCER_X, CANCER_Y = load_breast_cancer(return_X_y=True)
 CANCER_X = CANCER_X[:, :2]  # few features: no metric is 1
@@ -379,3 +379,58 @@ def test_every_direction_is_that_of_scikit_learn():
     assert all(is_greater_better(name) for name in metrics.get_scorer_names())
     errors = [name[4:] for name in metrics.get_scorer_names() if name.startswith("neg_")]
     assert not any(is_greater_better(name) for name in errors)
+
+
+# --- what a model says ---------------------------------------------------------------------------------
+
+
+def test_an_estimator_says_what_its_methods_say(two_classes, three_classes, regression):
+    """Of two classes, what ranks the rows is a number each."""
+    found = answers(two_classes, CANCER_X, CANCER_Y, "classification")
+    probable = two_classes.predict_proba(CANCER_X)
+    assert [0, 1] == list(found.classes)
+    assert (two_classes.predict(CANCER_X) == found.predicted).all()
+    assert (probable == found.probable).all()
+    assert (probable[:, 1] == found.certain).all()
+    found = answers(three_classes, IRIS_X, IRIS_Y, "classification")
+    assert (150, 3) == found.certain.shape == found.probable.shape
+    found = answers(regression, DIABETES_X, DIABETES_Y, "regression")
+    assert (regression.predict(DIABETES_X) == found.predicted).all()
+    assert (None, None, None) == (found.classes, found.probable, found.certain)
+
+
+def test_what_is_no_probability_still_ranks():
+    """A margin; and where there is neither, nothing does."""
+    model = LinearSVC().fit(CANCER_X, CANCER_Y)
+    found = answers(model, CANCER_X, CANCER_Y, "classification")
+    assert found.probable is None
+    assert (model.decision_function(CANCER_X) == found.certain).all()
+
+    class Labels:
+        def predict(self, X):
+            return np.ones(len(X), dtype=int)
+
+    found = answers(Labels(), CANCER_X, CANCER_Y, "classification")
+    assert (None, None, [0, 1]) == (found.probable, found.certain, list(found.classes))
+
+
+def test_numbers_between_0_and_1_are_probabilities():
+    """Of a model that has nothing but predict."""
+    booster = train({"objective": "binary:logistic"}, DMatrix(CANCER_X, CANCER_Y), 3)
+
+    class Loaded:
+        def predict(self, X):
+            return booster.predict(DMatrix(X))
+
+    found = answers(Loaded(), CANCER_X, CANCER_Y, "classification")
+    certain = booster.predict(DMatrix(CANCER_X))
+    assert ((certain >= 0.5) == found.predicted).all()
+    assert (certain == found.probable[:, 1]).all()
+    assert (certain == found.certain).all()
+
+
+def test_names_are_checked_without_a_model():
+    """All of them, or the first that is unknown is told."""
+    assert ["f1", "rmse"] == checked(["f1", "rmse"])
+    with pytest.raises(ConfigError, match="metric 'rmsee' is unknown; near it are 'rmse'"):
+        checked(["f1", "rmsee"])

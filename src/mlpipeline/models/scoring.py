@@ -18,6 +18,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -92,10 +93,7 @@ def scores(model: Any, X: Any, y: Any, names: Iterable[str], sample_weight: Any 
         UsageError: The model cannot give a metric, or the data cannot; the message says why.
     """
     known = _known()
-    wanted = [names] if isinstance(names, str) else list(names)
-    for name in wanted:
-        if name not in known:
-            raise _unknown(name)
+    wanted = checked(names)
     y = _column(y)
     asked = _of_estimator(model) if hasattr(model, "__sklearn_tags__") else _of_output(model, X, y)
     found: dict[str, float] = {}
@@ -109,6 +107,67 @@ def scores(model: Any, X: Any, y: Any, names: Iterable[str], sample_weight: Any 
             raise _not_given(name, model, f"it is not defined for these {len(y)} rows")
         found[name] = -value if is_error else value
     return found
+
+
+def checked(names: Iterable[str]) -> list[str]:
+    """Return the names, all of which `scores` takes.
+
+    Raises:
+        ConfigError: A name is unknown; the message has the nearest that are known.
+    """
+    wanted = [names] if isinstance(names, str) else list(names)
+    for name in wanted:
+        if name not in _known():
+            raise _unknown(name)
+    return wanted
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of data.
+
+    Attributes:
+        predicted: A class or a number per row.
+        classes: The classes, in the order of what follows; None of a regression.
+        probable: A probability per row and class; None where the model gives none.
+        certain: What ranks the rows: a number per row for the second of two classes, else one per row
+            and class; None where the model gives none.
+    """
+
+    predicted: Any
+    classes: Any = None
+    probable: Any = None
+    certain: Any = None
+
+
+def answers(model: Any, X: Any, y: Any, task_type: str) -> Answers:
+    """Return what a model says of data, as `scores` understands it.
+
+    Args:
+        model: As `scores` takes it.
+        X: Data.
+        y: True targets.
+        task_type: ``classification`` or ``regression``.
+
+    Raises:
+        UsageError: What it says cannot be about these targets.
+    """
+    import numpy as np
+
+    y = _column(y)
+    of = _of_estimator(model) if hasattr(model, "__sklearn_tags__") else _of_output(model, X, y)
+    asked: Any = of("r2" if task_type == "regression" else "accuracy")
+    predicted = np.asarray(asked.predict(X))
+    if task_type == "regression":
+        return Answers(predicted)
+    classes = asked.classes_ if hasattr(asked, "classes_") else np.unique(y)
+    probable = np.asarray(asked.predict_proba(X)) if hasattr(asked, "predict_proba") else None
+    certain = probable
+    if probable is None and hasattr(asked, "decision_function"):
+        certain = np.asarray(asked.decision_function(X))
+    if certain is not None and certain.ndim == 2 and len(classes) == 2:
+        certain = certain[:, 1]
+    return Answers(predicted, classes, probable, certain)
 
 
 @functools.cache
