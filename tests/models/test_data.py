@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mlpipeline.core.errors import ConfigError
-from mlpipeline.models.data import load
+from mlpipeline.models.data import load, load_part
 from mlpipeline.models.preprocessing import default_preprocessing
 from mlpipeline.models.settings import DataSection
 
@@ -196,6 +196,52 @@ def test_a_target_of_the_other_task_is_refused(tmp_path, target, task_type, told
     frame.to_csv(tmp_path / "p.csv", index=False)
     with pytest.raises(ConfigError, match=f"{told}.*task_type"):
         load(section(path="p.csv"), tmp_path, target, task_type)
+
+
+# --- rows to judge by ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_the_rows_to_judge_by_are_those_that_training_held_back(tmp_path, kind):
+    """The same split for the same task, row by row; another task would stratify otherwise."""
+    people(60).assign(target=np.arange(60) % 3).to_csv(tmp_path / "p.csv", index=False)
+    given = section(path="p.csv", seed=3)
+    trained = load(given, tmp_path, "target", kind)
+    for name in ("test", "val", "train"):
+        part = load_part(given, tmp_path, "target", on=name, task_type=kind)
+        assert name == part.name
+        pd.testing.assert_frame_equal(trained.part(name).X, part.table.X)
+        pd.testing.assert_series_equal(trained.part(name).y, part.table.y)
+    whole = load_part(given, tmp_path, "target", on="all")
+    assert ("all", 60, "p.csv", "target") == (whole.name, len(whole.table.X), whole.source, whole.target)
+    other = load_part(given, tmp_path, "target", task_type="regression").table.X
+    if kind == "classification":
+        assert list(other.index) != list(trained.part("test").X.index)
+
+
+def test_a_file_to_judge_by_needs_no_others(tmp_path):
+    """Nothing to train on, and one class only; of several, all are put together."""
+    people(9).assign(target="a").to_parquet(tmp_path / "test_preprocessed.parquet")
+    found = load_part(None, tmp_path, "target")
+    assert ("test", 9) == (found.name, len(found.table.y))
+    with pytest.raises(ConfigError, match=r"there are no train rows in .*, only: test$"):
+        load_part(None, tmp_path, "target", on="train")
+    people(5).to_parquet(tmp_path / "train_preprocessed.parquet")
+    found = load_part(None, tmp_path, "target", on="all")
+    assert ([*people(5)["target"], *"a" * 9], list(range(14))) == (
+        list(found.table.y),
+        list(found.table.X.index),
+    )
+    assert "test" == load_part(None, tmp_path, "target").name
+
+
+def test_a_part_of_no_size_is_passed_over(tmp_path):
+    """Or told, where it was asked for."""
+    people(60).to_csv(tmp_path / "p.csv", index=False)
+    given = section(path="p.csv", split={"test": 0})
+    assert "val" == load_part(given, tmp_path, "target").name
+    with pytest.raises(ConfigError, match=r"there are no test rows in p.csv, only: train, val"):
+        load_part(given, tmp_path, "target", on="test")
 
 
 # --- the default preparation ---------------------------------------------------------------------------

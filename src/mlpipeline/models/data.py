@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlpipeline.models.settings import DataSection, TaskType
 
 PARTS = ("train", "val", "test")
+_PREPARED = "_preprocessed.parquet"
 
 _MANY_CLASSES = 20
 """A numeric target with more values than this, and hardly a repetition, is a quantity and no class."""
@@ -110,19 +111,14 @@ def load(
     else:
         target_column, features = section.target or target_column, section.features
         source = section.path or f"scikit-learn's {section.dataset}"
-        whole = (
-            _dataset(section.dataset, target_column)
-            if section.dataset
-            else _read(str(section.path), artifacts_path)
-        )
-        frames = {"train": whole, "val": None, "test": None}
+        frames = {"train": _whole(section, artifacts_path, target_column), "val": None, "test": None}
     tables = {
         name: _table(frame, target_column, features, f"{source} ({name})" if section is None else source)
         for name, frame in frames.items()
         if frame is not None
     }
     train = tables["train"]
-    kind = task_type or _task_of(train.y)
+    kind = task_type or task_of(train.y)
     _check_target(train.y, kind, source)
     if section is not None:
         tables = _split(train, section, kind, source)
@@ -141,11 +137,92 @@ def load(
     )
 
 
+@dataclass(frozen=True)
+class Part:
+    """Rows to judge a model by.
+
+    Attributes:
+        name: Which: ``train``, ``val``, ``test``, or ``all``.
+        table: The rows.
+        target: Name of the target's column.
+        source: Where they come from: a path, a URL, or the name of a data set.
+    """
+
+    name: str
+    table: Table
+    target: str
+    source: str
+
+
+def load_part(
+    section: DataSection | None,
+    artifacts_path: str | os.PathLike[str],
+    target_column: str,
+    *,
+    on: str | None = None,
+    task_type: TaskType | None = None,
+) -> Part:
+    """Read the rows that a model is judged by.
+
+    Args:
+        section: The configuration's ``data:``, split as `load` splits it; None reads
+            ``<part>_preprocessed.parquet``.
+        artifacts_path: The folder of those files, and what a relative path is looked up in second.
+        target_column: The target, unless *section* names one.
+        on: The part, or ``all`` rows there are; None takes ``test``, else ``val``, else ``train``.
+        task_type: What the target was taken for in training; None looks at its values.
+
+    Raises:
+        ConfigError: There are no such rows, or no such column.
+    """
+    wanted = {None: PARTS[::-1], "all": PARTS}.get(on, (str(on),))
+    if section is not None:
+        target_column = section.target or target_column
+        source = section.path or f"scikit-learn's {section.dataset}"
+        whole = _table(
+            _whole(section, artifacts_path, target_column), target_column, section.features, source
+        )
+        if on == "all":
+            return Part("all", whole, target_column, source)
+        tables = _split(whole, section, task_type or task_of(whole.y), source)
+        names = list(tables)
+    else:
+        folder = Path(artifacts_path)
+        paths = {name: folder / f"{name}{_PREPARED}" for name in PARTS}
+        there = {name: path for name, path in paths.items() if path.exists()}
+        if not there:
+            raise ConfigError(
+                f"there is no test{_PREPARED} in {folder}; write it there (a table with the features and the "
+                "target), or say where the rows are: data: {path: rows.csv}"
+            )
+        source, names = str(folder), list(there)
+        tables = {
+            name: _table(_read(str(path), folder), target_column, None, str(path))
+            for name, path in there.items()
+            if name in wanted
+        }
+    if not (found := [name for name in wanted if name in tables]):
+        raise ConfigError(f"there are no {on} rows in {source}, only: {', '.join(names)}")
+    if on == "all":
+        import pandas as pd
+
+        X = pd.concat([table.X for table in tables.values()], ignore_index=True)
+        y = pd.concat([table.y for table in tables.values()], ignore_index=True)
+        return Part("all", Table(X, y), target_column, source)
+    return Part(found[0], tables[found[0]], target_column, source)
+
+
 # --- reading -----------------------------------------------------------------------------------------
 
 
+def _whole(section: DataSection, artifacts_path: str | os.PathLike[str], target: str) -> pd.DataFrame:
+    if section.dataset:
+        return _dataset(section.dataset, target)
+    return _read(str(section.path), artifacts_path)
+
+
 def _file_of(folder: Path, name: str) -> pd.DataFrame | None:
-    path = folder / f"{name}_preprocessed.parquet"
+    path = folder / f"{name}{_PREPARED}"
     if path.exists():
         return _read(str(path), folder)
     if name == "train":
@@ -259,7 +336,8 @@ def _table(frame: pd.DataFrame, target: str, features: list[str] | None, source:
     return Table(X, y)
 
 
-def _task_of(y: pd.Series[Any]) -> TaskType:
+def task_of(y: pd.Series[Any]) -> TaskType:
+    """Return what a target asks for, by its values."""
     from sklearn.utils.multiclass import type_of_target
 
     if y.dtype.kind not in "iuf":

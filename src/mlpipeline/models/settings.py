@@ -234,7 +234,9 @@ class EvaluationSection(Section):
         default=None,
         description="`models:/name@alias`, `models:/name/3`, or a run's id. Not given: what was trained before.",
     )
-    on: Literal["test", "val", "train"] = Field(default="test", description="Which rows.")
+    on: Literal["test", "val", "train", "all"] | None = Field(
+        default=None, description="Which rows. Not given: test; where there are none, val, then train."
+    )
     thresholds: dict[str, Bounds] = Field(
         default={},
         description="What a metric must reach: a number (of an error: at most), or min and max.",
