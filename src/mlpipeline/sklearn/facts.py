@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import blake2b
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -71,10 +72,16 @@ def log_dataset(run: Run, X: Any, y: Any, context: str) -> None:
     """Record data, and a digest of all of its content, targets included."""
     if not run.config.log_datasets:
         return
+    found = described(X, y)
+    run.log_dataset(
+        name=context, context=context, digest=found.digest, schema=found.schema, profile=found.profile
+    )
+
+
+def described(X: Any, y: Any = None) -> datasets.Description:
+    """Return the schema and profile of data, and a digest of all of its content, targets included."""
     found = datasets.describe(X)
     digest = blake2b(found.digest.encode(), digest_size=16)
     if y is not None:
         digest.update(datasets.describe(y).digest.encode())
-    run.log_dataset(
-        name=context, context=context, digest=digest.hexdigest(), schema=found.schema, profile=found.profile
-    )
+    return replace(found, digest=digest.hexdigest())
