@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from mlpipeline.core.config import MLflowConfig
+from mlpipeline.models.evaluation import MLflowIntegratedEvaluator
 from mlpipeline.models.registry import ModelRegistry
 from mlpipeline.models.training import MLflowIntegratedTrainer
 from mlpipeline.tracking.queries import MLflowRunInfo
 from mlpipeline.tracking.tracker import MLflowTracker
 
-__all__ = ["MLflowConfig", "MLflowIntegratedTrainer", "MLflowRunInfo", "MLflowTracker", "ModelRegistry"]
+__all__ = [
+    "MLflowConfig",
+    "MLflowIntegratedEvaluator",
+    "MLflowIntegratedTrainer",
+    "MLflowRunInfo",
+    "MLflowTracker",
+    "ModelRegistry",
+]
