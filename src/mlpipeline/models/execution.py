@@ -100,6 +100,11 @@ def recording(config: MLflowConfig, context: ExecutionContext, **options: Any) -
     run.wait()
 
 
+def note(facts: Mapping[str, Any]) -> None:
+    """Let the answer of the stage at work tell *facts* even if the work fails."""
+    _recorded.get({}).update(facts)
+
+
 def facts_of(run: Run) -> dict[str, Any]:
     """Return what a result tells of a run: MLflow's own ids where it has arrived, else the local one."""
     if not run.is_enabled:

@@ -20,6 +20,8 @@ from mlpipeline.models.settings import Settings
 from mlpipeline.tracking.recorded import unharmed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mlpipeline.models.data import Tables
     from mlpipeline.tracking.run import Run
 
@@ -74,30 +76,52 @@ class MLflowIntegratedTrainer:
 
     def _train(self, context: ExecutionContext) -> ExecutionResult:
         config, settings = self._settings(context)
-        if config.model_name and not config.register_model and config.enabled:
-            context.logger.warning(
-                "model_name=%r is given and register_model is not: nothing is registered", config.model_name
-            )
-        model = settings.training.model
-        kind = estimators.kind_of(model, None) if model.model_type else None
-        tables = data.load(
-            settings.data,
-            context.artifacts_path,
-            settings.training.target_column,
-            model.task_type or (kind.task_type if kind else None),
-        )
-        pipeline = pipelines.build(model, tables)
+        tell_unregistered(config, context)
+        tables = rows_of(settings, context)
+        pipeline = pipelines.build(settings.training.model, tables)
         context.logger.info(
             "training %s on %d rows of %s", pipeline.steps[-1][1], len(tables.train.X), tables.source
         )
         with recording(config, context) as run:
             metrics = train(run, pipeline, tables)
         facts = {**facts_of(run), **model_facts_of(run)}
-        artifacts: list[str] = []
-        with unharmed("the model for the next stage"):
-            handed = {**facts, "task_type": tables.task_type, "target": tables.target, "metrics": metrics}
-            artifacts = hand_on(context.artifacts_path, pipeline, handed)
+        artifacts = left_behind(context, pipeline, tables, {**facts, "metrics": metrics})
         return ExecutionResult(True, artifacts=artifacts, metrics=metrics, metadata=facts)
+
+
+def tell_unregistered(config: MLflowConfig, context: ExecutionContext) -> None:
+    """Warn of a name to register under where nothing is registered."""
+    if config.model_name and not config.register_model and config.enabled:
+        context.logger.warning(
+            "model_name=%r is given and register_model is not: nothing is registered", config.model_name
+        )
+
+
+def rows_of(settings: Settings, context: ExecutionContext) -> Tables:
+    """Return the rows that a configuration's model is to be trained on.
+
+    Raises:
+        ConfigError: As of `data.load`, or there is no such model.
+    """
+    model = settings.training.model
+    kind = estimators.kind_of(model, None) if model.model_type else None
+    return data.load(
+        settings.data,
+        context.artifacts_path,
+        settings.training.target_column,
+        model.task_type or (kind.task_type if kind else None),
+    )
+
+
+def left_behind(
+    context: ExecutionContext, pipeline: Any, tables: Tables, facts: Mapping[str, Any]
+) -> list[str]:
+    """Leave a fitted pipeline to the stage behind this one; return the paths of its files, if it can be left."""
+    paths: list[str] = []
+    with unharmed("the model for the next stage"):
+        handed = {**facts, "task_type": tables.task_type, "target": tables.target}
+        paths += hand_on(context.artifacts_path, pipeline, handed)
+    return paths
 
 
 def train(run: Run, pipeline: Any, tables: Tables) -> dict[str, float]:
