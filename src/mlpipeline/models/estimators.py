@@ -22,7 +22,7 @@ from mlpipeline.core.errors import ConfigError, MissingExtraError
 from mlpipeline.models.data import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from mlpipeline.models.settings import ModelSection, TaskType
 
@@ -101,28 +101,44 @@ def make(section: ModelSection, kind: Kind) -> Any:
     Raises:
         ConfigError: It has no such parameter, or refuses its value.
     """
-    try:
-        parameters: Mapping[str, Parameter] = signature(kind.make).parameters
-    except ValueError:  # written in C
-        parameters = {}
-    takes_all = any(one.kind is Parameter.VAR_KEYWORD for one in parameters.values())
-    known = [
-        name for name, one in parameters.items() if one.kind is not Parameter.VAR_KEYWORD and name != "self"
-    ]
-    if section.framework == "xgboost":
-        known = sorted(kind.make().get_params())
-    for name in section.parameters:
-        if known and name not in known and not (takes_all and section.framework != "xgboost"):
-            raise ConfigError(
-                f"training.model.parameters: {kind.name} has no parameter {name!r}{nearest(name, known)}; there are "
-                f"{', '.join(known)}"
-            )
+    check_parameters(kind, section.parameters, "training.model.parameters")
     try:
         return kind.make(**section.parameters)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"training.model.parameters: {kind.name} refuses {section.parameters!r}: {error}"
         ) from error
+
+
+def check_parameters(kind: Kind, names: Iterable[str], place: str) -> None:
+    """Check that a class of models has these parameters.
+
+    Args:
+        kind: The class.
+        names: The parameters.
+        place: Where in the configuration they are.
+
+    Raises:
+        ConfigError: One is not known.
+    """
+    known = known_parameters(kind)
+    for name in names:
+        if known and name not in known:
+            raise ConfigError(
+                f"{place}: {kind.name} has no parameter {name!r}{nearest(name, known)}; there are {', '.join(known)}"
+            )
+
+
+def known_parameters(kind: Kind) -> list[str]:
+    """Return the names of the parameters of a class of models; none where it takes any, or does not say."""
+    if getattr(kind.make, "__module__", "").startswith("xgboost."):  # it takes any, and knows most of them
+        return sorted(kind.make().get_params())
+    try:
+        parameters = signature(kind.make).parameters.values()
+    except ValueError:  # written in C
+        return []
+    takes_all = any(one.kind is Parameter.VAR_KEYWORD for one in parameters)
+    return [] if takes_all else [one.name for one in parameters if one.name != "self"]
 
 
 def task_of(estimator: Any) -> TaskType | None:

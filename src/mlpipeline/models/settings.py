@@ -112,7 +112,7 @@ class IntRange(Section):
     type: Literal["int"]
     low: int
     high: int
-    step: int = Field(default=1, ge=1)
+    step: int | None = Field(default=None, ge=1, description="Not given: 1; a grid tries fewer.")
     log: bool = False
 
     @model_validator(mode="after")
@@ -137,10 +137,22 @@ class FloatRange(Section):
 
 
 class Choices(Section):
-    """One of several values; null is one, too."""
+    """One of several values; null is one, too, and so is a list."""
 
     type: Literal["categorical"]
-    choices: list[str | bool | int | float | None] = Field(min_length=1)
+    choices: list[str | bool | int | float | list[str | bool | int | float | None] | None] = Field(
+        min_length=1
+    )
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        # 1, 1.0 and true are equal to Python, and three values to a model.
+        seen: set[str] = set()
+        for choice in self.choices:
+            if repr(choice) in seen:
+                raise ValueError(f"{choice!r} is among the choices twice; keep one")
+            seen.add(repr(choice))
+        return self
 
 
 def _check_range(given: IntRange | FloatRange) -> None:
@@ -148,7 +160,7 @@ def _check_range(given: IntRange | FloatRange) -> None:
         raise ValueError(f"low={given.low} is above high={given.high}; swap them")
     if given.log and given.low <= 0:
         raise ValueError(f"log needs low above 0, and it is {given.low}")
-    if given.log and given.step not in (None, 1):
+    if given.log and given.step is not None:
         raise ValueError("log and step exclude each other; leave one out")
 
 
@@ -160,22 +172,24 @@ class TuningSection(Section):
 
     enabled: bool = Field(default=True, description="False trains with the model's `parameters`.")
     method: Literal["optuna", "grid_search", "random_search"] = "optuna"
-    n_trials: int = Field(
-        default=50, ge=1, description="Trials in all; those of a resumed study count. Not of a grid."
+    n_trials: int | None = Field(
+        default=None,
+        ge=1,
+        description="Trials in all; those of a resumed study count. Not given: 50, and of a grid every point.",
     )
     timeout: float | None = Field(default=None, gt=0, description="Seconds after which no trial starts.")
     metric: str | None = Field(
-        default=None, description="A scorer's name. Not given: accuracy, or r2 of a regression."
+        default=None, description="A metric's name. Not given: accuracy, or rmse of a regression."
     )
     direction: Literal["maximize", "minimize"] | None = Field(
         default=None, description="Not given: the metric's own."
     )
     cv_folds: int = Field(default=5, ge=2, description="Folds of the cross-validation of a trial.")
     sampler: Literal["tpe", "random", "cmaes", "gp", "qmc"] = Field(
-        default="tpe", description="How Optuna chooses."
+        default="tpe", description="How the method `optuna` chooses."
     )
     pruner: Literal["none", "median", "hyperband", "percentile"] = Field(
-        default="median", description="When Optuna gives a trial up, fold by fold."
+        default="median", description="When a trial is given up, fold by fold."
     )
     parameter_space: dict[str, Range] | None = Field(
         default=None, min_length=1, description="What to search. Not given: the model's usual space."
@@ -183,13 +197,25 @@ class TuningSection(Section):
     grid_points: int = Field(
         default=5, ge=2, description="Values of a range that a grid without a `step` tries."
     )
-    n_jobs: int = Field(default=1, description="Trials at once; -1: one per core.")
+    n_jobs: int = Field(default=1, ge=-1, description="Trials at once, in threads; -1: one per core.")
     storage: str | None = Field(
-        default=None, description="Of Optuna, such as sqlite:///study.db; the study is resumed."
+        default=None,
+        min_length=1,
+        description="Of Optuna, such as sqlite:///study.db; a study that is there is resumed.",
     )
-    study_name: str | None = Field(default=None, description="Name of the study in the storage.")
+    study_name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Name of the study in the storage. Not given: of experiment, model and metric.",
+    )
     seed: int = Field(default=0, ge=0, description="Seed of sampler and folds.")
     refit: bool = Field(default=True, description="Train the best on all rows, and log that model.")
+
+    @model_validator(mode="after")
+    def _has_jobs(self) -> Self:
+        if self.n_jobs == 0:
+            raise ValueError("n_jobs=0 would run nothing; give a number of trials at once, or -1")
+        return self
 
 
 class TrainingSection(Section):
