@@ -6,12 +6,14 @@ from mlpipeline.core.config import MLflowConfig
 from mlpipeline.models.evaluation import MLflowIntegratedEvaluator
 from mlpipeline.models.registry import ModelRegistry
 from mlpipeline.models.training import MLflowIntegratedTrainer
+from mlpipeline.models.tuning import MLflowIntegratedHyperparameterTrainer
 from mlpipeline.tracking.queries import MLflowRunInfo
 from mlpipeline.tracking.tracker import MLflowTracker
 
 __all__ = [
     "MLflowConfig",
     "MLflowIntegratedEvaluator",
+    "MLflowIntegratedHyperparameterTrainer",
     "MLflowIntegratedTrainer",
     "MLflowRunInfo",
     "MLflowTracker",
