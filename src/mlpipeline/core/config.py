@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mlpipeline.core import credentials
-from mlpipeline.core.errors import ConfigError
+from mlpipeline.core.errors import ConfigError, nearest
 
 # --- What a value may be ---------------------------------------------------------------------------
 
@@ -65,13 +65,6 @@ class _ReadOnly(Mapping[str, Any]):
 _NOTHING = _ReadOnly()
 
 
-def _nearest(word: object, known: Iterable[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(str(word).lower(), known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def _text(pattern: str = r".*\S.*", expected: str = "a string that is not empty") -> _Kind:
     def check(value: Any) -> str:
         if isinstance(value, str) and re.fullmatch(pattern, value, re.DOTALL):
@@ -91,7 +84,7 @@ def _choice(*names: str, flag: bool = False) -> _Kind:
         if isinstance(value, str) and value.lower() in spelled:
             return spelled[value.lower()]
         accepted = ["True", "False"] * flag + list(map(repr, names))
-        raise ValueError(f"one of {', '.join(accepted)}{_nearest(value, spelled)}")
+        raise ValueError(f"one of {', '.join(accepted)}{nearest(value, spelled)}")
 
     return _Kind(check, _read_flag if flag else str)
 
@@ -145,7 +138,7 @@ def _store(plugin_group: str, *schemes: str) -> _Kind:
         elif engine not in {"", "file", *schemes} and not _is_plugin(scheme, plugin_group):
             if re.fullmatch(r"[\w.\-]+:\d+(/.*)?", uri):
                 raise ValueError(f"a scheme before the host: write 'http://{uri}'")
-            raise ValueError(f"an MLflow store: {', '.join(schemes)}{_nearest(scheme, schemes)}")
+            raise ValueError(f"an MLflow store: {', '.join(schemes)}{nearest(scheme, schemes)}")
         return uri
 
     return _Kind(check)
@@ -562,7 +555,7 @@ def _accepted(options: Mapping[Any, Any]) -> dict[str, Any]:
     for key, value in options.items():
         name = _ALIASES.get(key, key)
         if name not in _OPTIONS:
-            near = _nearest(key, [*_OPTIONS, *_ALIASES]) or f"; the options are {', '.join(_OPTIONS)}"
+            near = nearest(key, [*_OPTIONS, *_ALIASES]) or f"; the options are {', '.join(_OPTIONS)}"
             raise ConfigError(f"MLflowConfig has no option {key!r}{near}")
         other = named.get(name)
         if other is not None and value is not None and other != value:

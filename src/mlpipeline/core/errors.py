@@ -15,6 +15,11 @@ are kept, counted, told once per cause through ``logging.getLogger("mlpipeline")
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class MLPipelineError(Exception):
     """Base of everything this package raises on purpose."""
@@ -46,3 +51,12 @@ class MissingExtraError(MLPipelineError, ImportError):
             f'Install it with: pip install "mlpipeline[{extra}]"'
         )
         self.extra = extra
+
+
+def nearest(word: object, known: Iterable[object]) -> str:
+    """Return what a message says of the known word that is nearest to an unknown one; empty if none is near."""
+    import difflib
+
+    by_lower = {str(name).lower(): str(name) for name in known}
+    near = difflib.get_close_matches(str(word).lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""

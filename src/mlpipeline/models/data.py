@@ -11,16 +11,15 @@ framework's error for it would come later and name neither.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlpipeline.core.errors import ConfigError
+from mlpipeline.core.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     import pandas as pd
 
@@ -409,10 +408,3 @@ def _is_divisible(y: pd.Series[Any], share: float) -> bool:
     """Whether every class has a row for each side."""
     counts = y.value_counts()
     return bool(counts.min() >= 2 and min(share, 1 - share) * len(y) >= len(counts))
-
-
-def nearest(word: str, known: Any) -> str:
-    """Return the hint at the known word that is nearest to one that is not known; empty if none is near."""
-    by_lower: Mapping[str, str] = {str(name).lower(): str(name) for name in known}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""

@@ -18,8 +18,7 @@ from functools import cache
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
-from mlpipeline.core.errors import ConfigError, MissingExtraError
-from mlpipeline.models.data import nearest
+from mlpipeline.core.errors import ConfigError, MissingExtraError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

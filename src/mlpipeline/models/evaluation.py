@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlpipeline.core.config import MLflowConfig
-from mlpipeline.core.errors import ConfigError, UsageError
+from mlpipeline.core.errors import ConfigError, UsageError, nearest
 from mlpipeline.core.interfaces import ExecutionContext, ExecutionResult
 from mlpipeline.models import data, estimators, lookup, scoring
 from mlpipeline.models.execution import executed, facts_of, recording
@@ -226,7 +226,7 @@ def _work_of(subject: Subject, settings: Settings, context: ExecutionContext) ->
     X = part.table.X
     if subject.columns is not None:
         if lacking := [name for name in subject.columns if name not in X]:
-            near = data.nearest(lacking[0], list(X))
+            near = nearest(lacking[0], list(X))
             raise ConfigError(
                 f"the {part.name} rows of {part.source} lack {', '.join(map(repr, lacking))}, which "
                 f"{subject.title} was trained on{near}; there are {', '.join(map(str, X))}"

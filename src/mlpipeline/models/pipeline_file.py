@@ -12,14 +12,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlpipeline.core.errors import ConfigError
+from mlpipeline.core.errors import ConfigError, nearest
 from mlpipeline.models.settings import (
     SECTIONS,
     Location,
     Settings,
     in_words,
     mistakes_in,
-    nearest_of,
     parsed,
 )
 
@@ -50,7 +49,7 @@ class Source:
         mistakes = mistakes_in(self.content)
         known = ("mlflow", *SECTIONS)
         mistakes += [
-            ((name,), f"no section of a pipeline{nearest_of(name, known)}; there are {', '.join(known)}")
+            ((name,), f"no section of a pipeline{nearest(name, known)}; there are {', '.join(known)}")
             for name in self.content
             if name not in known
         ]

@@ -15,7 +15,6 @@ told at once, with its place, and with the nearest name that would have been rig
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from mlpipeline.core.config import MLflowConfig
-from mlpipeline.core.errors import ConfigError
+from mlpipeline.core.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -370,12 +369,12 @@ def _finding(section: type[Section], name: str, content: Any, error: Any) -> tup
     kind, given = error["type"], error.get("input")
     if kind == "extra_forbidden":
         known = _options_at(section, error["loc"][:-1])
-        return where, f"no such option{nearest_of(where[-1], known)}; there are {', '.join(known)}"
+        return where, f"no such option{nearest(where[-1], known)}; there are {', '.join(known)}"
     if kind == "literal_error":
         accepted = re.findall(r"'([^']*)'", error["ctx"]["expected"])
         return (
             where,
-            f"{given!r} is not accepted{nearest_of(given, accepted)}; accepted are {', '.join(accepted)}",
+            f"{given!r} is not accepted{nearest(given, accepted)}; accepted are {', '.join(accepted)}",
         )
     if kind == "value_error":
         return where, str(error["ctx"]["error"])
@@ -440,12 +439,6 @@ def _classes(kind: Any) -> list[type]:
 def _tags_of(section: type[Section]) -> tuple[Any, ...]:
     tag = section.model_fields.get("type")
     return typing.get_args(tag.annotation) if tag else ()
-
-
-def nearest_of(word: object, known: Sequence[str]) -> str:
-    """Return the hint at the known word that is nearest; empty if none is near."""
-    near = difflib.get_close_matches(str(word).lower(), known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def in_words(
