@@ -21,19 +21,12 @@ from click.testing import CliRunner
 
 from mlpipeline import MLflowConfig, MLflowTracker
 from mlpipeline.cli import main
-from mlpipeline.core import credentials
 from mlpipeline.testing.faults import Answer, FaultyProxy, answered, only, passed
 from mlpipeline.tracking import doctor
 
 NOBODY = "http://127.0.0.1:9"
 PASSWORD = "a-password-of-twelve"
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch):
-    """No test knows the credentials of another."""
-    monkeypatch.setattr(credentials, "_credentials", {})
 
 
 def examined(*arguments):

@@ -57,7 +57,7 @@ def registered(uri, name, run_id, *aliases, metrics=()):
     sink = MlflowSink(Destination(uri, uri))
     sink.ensure_registered_model(name)
     version = sink.create_version(model_id, run_id, {"name": name, "uid": model_id})
-    sink.mark_version(name, version, model_id, aliases)
+    sink.mark_version({"name": name, "aliases": list(aliases)}, version, model_id)
     return version
 
 

@@ -22,7 +22,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, 
 from mlpipeline import MLflowTracker
 from mlpipeline.cli import main
 from mlpipeline.testing.faults import Answer, FaultyProxy, answered, only
-from mlpipeline.tracking import archive, storage
+from mlpipeline.tracking import archive
 from mlpipeline.tracking.sink import Destination, MlflowSink
 
 DAY_MS = 86_400_000
@@ -65,7 +65,7 @@ class Filled:
         sink = MlflowSink(Destination(self.uri, self.uri))
         sink.ensure_registered_model(name)
         version = sink.create_version(model_id, run_id, {"name": name, "uid": model_id})
-        sink.mark_version(name, version, model_id, aliases)
+        sink.mark_version({"name": name, "aliases": list(aliases)}, version, model_id)
         return version
 
     def active(self):
@@ -206,7 +206,7 @@ def test_an_odd_metric_is_named_as_it_was_logged(in_file):
 def test_a_metric_that_no_run_has_is_a_mistake(in_file):
     """A slip of the pen must not delete the best runs."""
     in_file.run(metrics={"val_f1": 0.9})
-    assert "no run has the metric 'val_fl'" in in_file.clean("--yes", "--keep-best", "10:val_fl", code=2)
+    assert "no run has the metric 'val_fl'" in in_file.clean("--yes", "--keep-best", "10:val_fl:max", code=2)
     assert "keep-best 'ten:val_f1' cannot be read" in in_file.clean(
         "--yes", "--keep-best", "ten:val_f1", code=2
     )
@@ -229,17 +229,13 @@ def test_an_experiment_that_cannot_be_ranked_stays(in_file):
     assert "its experiment cannot be ranked by val_f1" == told["kept"][unranked]
 
 
-@pytest.mark.parametrize(
-    ("metric", "direction"),
-    [
-        ("val_f1", "max"), ("accuracy", "max"), ("val/loss", "min"), ("validation_0-mlogloss", "min"),
-        ("valLoss", "min"), ("rmse", "min"), ("test.mean_absolute_error", "min"), ("roc_auc", "max"),
-        ("validation_0-merror", "min"), ("maple_score", "max"), ("terror_f1", "max"), ("cross_entropy", "min"),
-    ],
-)  # fmt: skip
-def test_losses_and_errors_are_best_when_small(metric, direction):
-    """By whole words of the name."""
-    assert direction == storage.better(metric)
+def test_a_metric_whose_name_does_not_tell_the_direction_needs_one(in_file):
+    """Guessing would keep the worst."""
+    best, other = (in_file.run(metrics={"churned": value}) for value in (1.0, 2.0))
+    told = in_file.clean("--yes", "--keep-best", "1:churned", code=2)
+    assert "write 1:churned:max or 1:churned:min" in told
+    assert {best, other} == in_file.active()
+    assert [other] == going(in_file.clean("--dry-run", "--keep-best", "1:churned:min"))
 
 
 # --- families ----------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from mlpipeline.tracking.sink import Destination
 
 def test_of_a_server_it_tells_the_address(monkeypatch):
     """Without the password; nothing is started, nothing opened, nobody asked."""
-    monkeypatch.setattr(credentials, "_credentials", {})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hunter2@ml.example:5000")
     done = CliRunner().invoke(main, ["ui"])
     assert (0, "http://ml.example:5000\n") == (done.exit_code, done.output)
@@ -59,7 +58,6 @@ def test_without_a_store_there_is_nothing_to_show():
 
 def test_a_databases_password_is_no_argument(monkeypatch):
     """Every user of the machine sees those."""
-    monkeypatch.setattr(credentials, "_credentials", {})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
     uri = credentials.stripped("postgresql://ann:hunter2@db:5432/mlflow")
     arguments, environ = command(Destination(uri, uri), "127.0.0.1", 5000)

@@ -71,8 +71,8 @@ def report(experiments: tuple[str, ...], top: int, is_json: bool, **options: Any
     "--keep-best",
     multiple=True,
     metavar="N:METRIC[:min|max]",
-    help="Not the N best of each experiment by a metric, such as 10:val_f1. Losses and errors are best when small, "
-    "if you do not say. May be repeated.",
+    help="Not the N best of each experiment by a metric, such as 10:val_f1 or 10:val_loss:min. Needs min or max where "
+    "the metric's name does not tell. May be repeated.",
 )
 @click.option(
     "--protect-registered/--no-protect-registered",

@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 from mlpipeline.core.credentials import public_uri, with_credentials
 from mlpipeline.core.errors import UsageError
 from mlpipeline.tracking import archive, names
+from mlpipeline.tracking.directions import is_greater_better
 from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.sink import UID_TAG, MlflowSink, Refused, Unavailable, judged
 
@@ -51,9 +52,6 @@ KEEP_TAG = "mlpipeline.keep"
 _ENDED = frozenset({"FINISHED", "FAILED", "KILLED"})
 _PAGE = 1000
 _AT_ONCE = 8  # listings of a server's artifacts
-_SMALLER_IS_BETTER = re.compile(
-    r".*loss(es)?|m?err(or)?s?|r?msl?e|s?map?e|medae|deviance|perplexity|ppl|nll|.*entropy|brier|hinge|[wc]er|fid|logcosh"
-)
 
 
 def _untracked(items: Sequence[Any], text: str) -> Iterable[Any]:  # noqa: ARG001 - rich's signature
@@ -355,24 +353,25 @@ class Best:
 
     @classmethod
     def parse(cls, text: str) -> Best:
-        """Read ``10:val_f1``, ``10:val_loss:min``.
+        """Read ``10:val_f1``, ``10:val_loss:min``; a direction that is not given is the metric's, by its name.
 
         Raises:
-            UsageError: It is neither.
+            UsageError: It is neither, or the metric's name does not tell the direction.
         """
         number, _, rest = text.partition(":")
         metric, _, direction = rest.rpartition(":")
         if direction not in {"min", "max"} or not metric:
-            metric, direction = rest, better(rest)
+            metric, direction = rest, ""
         if not number.isdigit() or int(number) < 1 or not metric:
             raise UsageError(f"keep-best {text!r} cannot be read: write 10:val_f1, or 10:val_loss:min")
+        if not direction:
+            is_greater = is_greater_better(metric)
+            if is_greater is None:
+                raise UsageError(
+                    f"keep-best {text!r} does not say whether more of it is better: write {text}:max or {text}:min"
+                )
+            direction = "max" if is_greater else "min"
         return cls(int(number), metric, "min" if direction == "min" else "max")
-
-
-def better(metric: str) -> Literal["max", "min"]:
-    """Return whether more of a metric is better, as its name says: losses and errors are minimised."""
-    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", metric).lower())
-    return "min" if any(map(_SMALLER_IS_BETTER.fullmatch, words)) else "max"
 
 
 @dataclass(frozen=True)
