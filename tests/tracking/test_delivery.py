@@ -661,3 +661,17 @@ def test_a_home_on_a_network_file_system_is_recognised(tmp_path: Path, path: str
         "/dev/sdb1 /home/ann/scratch xfs rw 0 0\nmgs:/lus /shared lustre rw 0 0\n"
     )
     assert expected == is_remote(path, str(mounts))
+
+
+def test_points_without_a_step_of_a_run_that_is_gone_are_dead_letters_too(
+    store_uri: str, home: Path, deliver: Callable[[], None]
+) -> None:
+    """Their steps, counted on from what MLflow has, can be counted no more; their values are kept."""
+    run = open_run(MLflowConfig(tracking_uri=store_uri, run_id="0" * 32, delivery="offline"))
+    run.log_metrics({"loss": 0.5})
+    run.log_metrics({"loss": 0.25})
+    run.end()
+    deliver()
+    letters = dead_letters(Home(home), run.uid)
+    assert [0.5, 0.25] == [letter["content"]["value"] for letter in letters if letter["kind"] == "metric"]
+    assert 2 == account_of(Home(home), run.uid).counts.refused

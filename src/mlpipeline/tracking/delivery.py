@@ -617,7 +617,7 @@ class RunDelivery:
 
     def _bury_all(self, parcel: _Parcel) -> None:
         reason = self.state.problem or "the run is gone"
-        for point in parcel.points:
+        for point in [*parcel.points, *parcel.counted]:
             self.bury("metric", _content(point), reason)
         for kind, contents in (
             ("param", parcel.params),
