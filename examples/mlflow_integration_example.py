@@ -96,11 +96,11 @@ def promote(first, second):
 
 
 def compare():
-    """Compare the newest runs."""
+    """Compare what was trained, the best first."""
     tracker = MLflowTracker(CONFIG)
-    runs = tracker.search_runs(max_results=20)
-    table = tracker.compare_runs([run.run_id for run in runs][:5])
-    print(table[["run_name", "status", "duration_s"]].to_string())
+    best = tracker.search_runs("metrics.test_f1_score > 0", order_by=["metrics.test_f1_score DESC"])
+    table = tracker.compare_runs([run.run_id for run in best])
+    print(table[["run_name", "status", "duration_s", "test_f1_score", "test_roc_auc"]].to_string())
 
 
 def main() -> None:
