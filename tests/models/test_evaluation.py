@@ -237,6 +237,30 @@ def test_a_model_without_scikit_learns_interface_is_evaluated(store_uri):
     assert run.run_id == result.metadata["evaluated_run_id"]
 
 
+def test_a_network_is_given_an_array_of_its_type(store_uri):
+    """Its signature has no columns; what it answers are no probabilities, and rank all the same."""
+    import torch
+
+    frame = rows()
+    frame.to_csv("rows.csv", index=False)
+    X = np.ascontiguousarray(frame[["size", "noise"]], "float32")
+    module = torch.nn.Linear(2, 2)
+    with open_run(evaluation.MLflowConfig(tracking_uri=store_uri, delivery="thread")) as run:
+        run.log_model(module, input_example=X[:3])
+    run.wait()
+    section = {"model": run.model_uri, "on": "all", "metrics": ["accuracy"]}
+    result = evaluate(
+        {"data": {"path": "rows.csv"}, "evaluation": section}, **{**OFF, "tracking_uri": store_uri}
+    )
+    assert result.success, result.error_message
+    said = module(torch.from_numpy(X)).argmax(dim=1).numpy()
+    assert (
+        pytest.approx((np.array(["large", "small"])[said] == frame["target"]).mean())
+        == (result.metrics["accuracy"])
+    )
+    assert "Evaluation of pytorch model" in Path("out/evaluation/report.html").read_text("utf-8")
+
+
 # --- rows --------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlpipeline.core.config import MLflowConfig
+from mlpipeline.core.credentials import public_uri
 from mlpipeline.core.errors import ConfigError, UsageError, nearest
 from mlpipeline.core.interfaces import ExecutionContext, ExecutionResult
 from mlpipeline.models import data, estimators, lookup, scoring
@@ -161,7 +162,7 @@ class MLflowIntegratedEvaluator:
             result.error_message = "; ".join(
                 f"{verdict.name} is {verdict.value:.6g}, and must be {verdict.bound}" for verdict in missed
             )
-            context.logger.warning("%s: thresholds are missed: %s", context.stage_name, result.error_message)
+            context.logger.error("%s failed: %s", context.stage_name, result.error_message)
         return result
 
 
@@ -286,8 +287,6 @@ def _metrics(work: _Work, section: EvaluationSection, logger: logging.Logger) ->
 
 def _log_metrics(run: Run, metrics: Mapping[str, float], subject: Subject, dataset: tuple[str, str]) -> None:
     """Record metrics, at the logged model, too, where this destination has it or will have it."""
-    from mlpipeline.core.credentials import public_uri
-
     model = subject.uri
     if model is None and str(subject.run_id).startswith(LOCAL_PREFIX) and run.config.log_model is not False:
         model = subject.run_id
@@ -392,7 +391,6 @@ def _report(
     notes: Sequence[str],
 ) -> str:
     subject, part = work.subject, work.part
-    learner = getattr(work.model, "steps", [("", work.model)])[-1][1]
     about_data: dict[str, object] = {
         "source": part.source,
         "rows": f"{len(work.X):,} ({part.name})",
@@ -409,20 +407,22 @@ def _report(
             "evaluated": subject.title,
             "model": subject.uri if subject.uri != subject.title else None,
             "trained in run": subject.run_id,
-            "kind": type(learner).__name__,
+            "kind": subject.kind,
             "task": work.task_type,
         },
         "Data": about_data,
         "Evaluation": {
             "run": run.run_id,
-            "experiment": run.config.experiment_name if run.is_enabled else None,
-            "tracking": subject.tracking_uri if run.is_enabled else "disabled",
+            "experiment": (run.config.experiment_id or run.config.experiment_name)
+            if run.is_enabled
+            else None,
+            "tracking": public_uri(run.destination.tracking_uri) if run.is_enabled else "disabled",
         },
     }
     version = importlib.metadata.version("mlpipeline")
     when = time.strftime("%Y-%m-%d %H:%M %Z")
     return html_report(
-        f"Evaluation of {type(learner).__name__}",
+        f"Evaluation of {subject.kind}",
         subtitle=f"{subject.title} on {len(work.X):,} {part.name} rows of {part.source}",
         metrics=metrics,
         verdicts=verdicts,

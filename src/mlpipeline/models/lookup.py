@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from mlpipeline.core.credentials import public_uri, with_credentials
 from mlpipeline.core.errors import ConfigError, UsageError
 from mlpipeline.models.execution import MODEL_FILE, handed_on, handed_on_model
@@ -56,6 +58,7 @@ class Subject:
     Attributes:
         model: Anything with ``predict``.
         title: What to call it.
+        kind: What sort of model it is, such as ``RandomForestClassifier``.
         uri: ``models:/m-…``, or ``models:/name/3`` where a registry has no more; None where MLflow has none yet.
         run_id: The run that logged it, perhaps a local id; None where that is not known.
         tracking_uri: Where that run is, without credentials; None where that is not known.
@@ -65,6 +68,7 @@ class Subject:
 
     model: Any
     title: str
+    kind: str
     uri: str | None = None
     run_id: str | None = None
     tracking_uri: str | None = None
@@ -123,6 +127,7 @@ def _from_folder(folder: Any, facts: Mapping[str, Any]) -> Subject:
     return Subject(
         model,
         uri or str(path),
+        _kind_of(model),
         uri,
         run_id,
         facts.get("mlflow_tracking_uri"),
@@ -154,10 +159,11 @@ def _from_mlflow(wanted: str, config: MLflowConfig, by: str, files: str) -> Subj
             )
         if run_id is None and (found := _LOGGED.fullmatch(uri)):
             run_id = client.get_logged_model(found[1]).source_run_id
-        model, columns = _downloaded(location, uri, where, files)
+        model, columns, kind = _downloaded(location, uri, where, files)
     return Subject(
         model,
         title if title.startswith("models:/") else f"{uri} of run {title}",
+        kind,
         uri,
         run_id,
         public_uri(where.tracking_uri),
@@ -217,8 +223,8 @@ def _of_run(client: MlflowClient, run_id: str) -> tuple[str, str]:
     return str(newest.model_uri), str(newest.artifact_location)
 
 
-def _downloaded(location: str, uri: str, where: Destination, files: str) -> tuple[Any, list[str] | None]:
-    """Return a model, and the columns that it needs, from where its files are."""
+def _downloaded(location: str, uri: str, where: Destination, files: str) -> tuple[Any, list[str] | None, str]:
+    """Return a model from where its files are, the columns that it needs, and its kind."""
     from mlflow.artifacts import download_artifacts
     from mlflow.models import Model
 
@@ -231,13 +237,32 @@ def _downloaded(location: str, uri: str, where: Destination, files: str) -> tupl
         model = _loaded(path, about)
     except Exception as error:
         raise UsageError(f"{uri} cannot be loaded: {type(error).__name__}: {error}") from error
-    if (
-        (names := _names_in(model)) is None
-        and about.signature is not None
-        and about.signature.inputs is not None
-    ):
-        names = about.signature.inputs.input_names() or None
-    return model, names
+    names, kind = _names_in(model), _kind_of(model)
+    if not hasattr(model, "__sklearn_tags__"):
+        kind = next((f"{name} model" for name in about.flavors if name != "python_function"), "model")
+    schema = about.signature.inputs if about.signature is not None else None
+    if names is None and schema is not None and schema.is_tensor_spec() and len(schema.inputs) == 1:
+        model = _OfTensor(model, schema.inputs[0].type)
+    elif names is None and schema is not None and schema.has_input_names():
+        names = [str(name) for name in schema.input_names()]
+    return model, names, kind
+
+
+class _OfTensor:
+    """A model that takes one array of one type, as networks do; here it is given tables of numbers.
+
+    Args:
+        model: As MLflow loads it.
+        kind: The type.
+    """
+
+    def __init__(self, model: Any, kind: Any) -> None:
+        self._model = model
+        self._kind = kind
+
+    def predict(self, X: Any) -> Any:
+        """Return what the model predicts."""
+        return self._model.predict(np.asarray(X, dtype=self._kind))
 
 
 def _loaded(path: str, about: Any) -> Any:
@@ -253,6 +278,13 @@ def _loaded(path: str, about: Any) -> Any:
     from mlflow import pyfunc
 
     return pyfunc.load_model(path)
+
+
+def _kind_of(model: Any) -> str:
+    learner = getattr(model, "steps", [("", model)])[-1][1]
+    if type(learner).__module__ == "mlpipeline.models.labels":  # ours, around the one that learns
+        learner = learner.estimator
+    return type(learner).__name__
 
 
 def _names_in(model: Any) -> list[str] | None:

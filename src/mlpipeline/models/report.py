@@ -277,7 +277,7 @@ svg circle[fill="#2272b4"] { fill: var(--blue); }
 svg rect[stroke="#eee"] { stroke: var(--line); }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 0 24px; }
 .facts th { color: var(--dim); font-weight: 400; width: 34%; padding-right: 16px; }
-.facts td { padding-right: 0; }
+.facts td { padding-right: 0; font-size: 14px; }
 .facts section:last-child:nth-child(odd) { grid-column: 1 / -1; }
 .facts section:last-child:nth-child(odd) th { width: 15%; }
 footer { color: var(--dim); font-size: 14px; text-align: center; margin-top: 8px; }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _DRAWN_ROWS = 1000
-_CALIBRATION_BINS = 10
+_CALIBRATION_BINS, _ROWS_OF_A_BIN = 10, 20
 
 
 def confusion_matrix(y: Any, predicted: Any, classes: Any, weights: Any = None) -> str:
@@ -87,9 +87,11 @@ def calibration_curve(y: Any, probable: Any, classes: Any) -> str:
     """
     from sklearn import calibration
 
+    bins = min(_CALIBRATION_BINS, max(2, len(y) // _ROWS_OF_A_BIN))  # with fewer rows, chance is all it shows
+
     def points(is_class: Any, probability: Any) -> Any:
         came_true, called = calibration.calibration_curve(
-            is_class, np.clip(probability, 0, 1), n_bins=_CALIBRATION_BINS, strategy="quantile"
+            is_class, np.clip(probability, 0, 1), n_bins=bins, strategy="quantile"
         )
         return called, came_true
 
