@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
@@ -129,6 +131,7 @@ def test_a_search_is_a_run_with_a_child_per_trial_and_the_best_model(either_stor
     assert {"val_accuracy_score", "test_f1_score"} <= set(result.metrics) & set(parent.data.metrics)
     assert "FINISHED" == parent.info.status
     assert (1, True) == (found["mlflow_model_version"], found["is_refit"])
+    assert f"{name} decision_tree_classifier f1_score" == found["study_name"]
     version = MlflowClient(either_store).get_model_version(name, 1)
     assert parent.info.run_id == version.run_id
     mlflow.set_tracking_uri(either_store)
@@ -504,15 +507,14 @@ def test_a_search_stopped_by_ctrl_c_goes_on_later(store_uri, recorded, custom):
     )
     model = custom(code)
     search = stored(method="grid_search", n_trials=None, grid_points=6, pruner="none", refit=False)
-    with open("interrupt", "w"):
-        pass
+    Path("interrupt").touch()
     trainer = MLflowIntegratedHyperparameterTrainer(tracking_uri=store_uri, delivery="thread")
     with pytest.raises(KeyboardInterrupt):
         trainer.execute(context_of(search, model))
     study = optuna.load_study(storage="sqlite:///study.db", study_name="study")
     before = len(study.trials) - 1
     assert [2] == [trial.params["max_depth"] for trial in study.trials if trial.state.name == "FAIL"]
-    subprocess.run([sys.executable, "-c", "import os; os.remove('interrupt')"], check=True)
+    Path("interrupt").unlink()
     result = tune(store_uri, search, model)
     parent, trials = recorded(result)
     statuses = [run.info.status for _, run in sorted(trials.items())]
@@ -521,6 +523,42 @@ def test_a_search_stopped_by_ctrl_c_goes_on_later(store_uri, recorded, custom):
     assert ["1", "2", "3", "4", "5", "6"] == sorted(finished)
     assert "FINISHED" == parent.info.status
     assert {"complete": 6, "pruned": 0, "fail": 1} == result.metadata["n_trials"]
+
+
+@pytest.mark.process
+def test_a_killed_search_goes_on_in_the_same_run(store_uri, recorded, custom, tmp_path):
+    """With what was finished before `kill -9`; the trial that it hit is KILLED."""
+    code = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "class Mine(DecisionTreeClassifier):\n"
+        "    fits = 0\n"
+        "    def fit(self, X, y):\n"
+        "        Mine.fits += 1\n"
+        "        if Mine.fits == 5 and Path('kill').exists():\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().fit(X, y)\n"
+    )
+    model, search = custom(code), stored(n_trials=4)
+    Path("kill").touch()
+    program = (
+        "import logging, sys; from mlpipeline.core.interfaces import ComponentType, ExecutionContext\n"
+        "from mlpipeline.models.mlflow_integration import MLflowIntegratedHyperparameterTrainer as Trainer\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"context = ExecutionContext('a', 'b', ComponentType.MODEL_TRAINING, {context_of(search, model).config!r}, "
+        "'out', logging.getLogger())\n"
+        f"Trainer(tracking_uri={store_uri!r}, delivery='offline').execute(context)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert -9 == killed.returncode, killed.stderr
+    Path("kill").unlink()
+    result = tune(store_uri, search, model)
+    assert result.success, result.error_message
+    parent, trials = recorded(result)
+    statuses = [run.info.status for _, run in sorted(trials.items())]
+    assert ["FINISHED", "FINISHED", "KILLED", "FINISHED", "FINISHED"] == statuses
+    assert [trials[number].info.run_id for number in range(5)] == result.metadata["mlflow_child_runs"]
+    assert "FINISHED" == parent.info.status
 
 
 def test_ctrl_c_passes_on_and_what_was_finished_is_recorded(store_uri, deliver, custom):
@@ -766,6 +804,14 @@ def test_progress_is_shown_where_it_is_wanted(capsys, shows_progress, is_shown):
         assert (handlers, level) == (log.handlers, log.level)
     finally:
         optuna.logging.enable_default_handler()
+
+
+def test_every_option_is_on_its_page():
+    """The table of docs/tuning.md."""
+    text = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text("utf-8")
+    table = text.partition("## Options")[2].partition("\n\n`model.parameters`")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert set(TuningSection.model_fields) == set(re.findall(r"\w+", " ".join(cells)))
 
 
 def test_its_import_loads_no_framework():

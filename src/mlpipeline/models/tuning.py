@@ -119,7 +119,7 @@ class MLflowIntegratedHyperparameterTrainer:
             return self._untuned(context, settings)
         _check_installed(section)
         plan = _plan(section, settings.training.model, rows_of(settings, context), context.logger)
-        search = _Search(plan, _study(plan, _name_of(plan, context)))
+        search = _Search(plan, _study(plan, _name_of(plan, config)))
         tell_unregistered(config, context)
         if config.register_model and not section.refit:
             context.logger.warning("nothing will be registered: %s.refit is false", _PLACE)
@@ -271,8 +271,10 @@ def _check_installed(section: TuningSection) -> None:
 # --- the study ---------------------------------------------------------------------------------------
 
 
-def _name_of(plan: _Plan, context: ExecutionContext) -> str:
-    return plan.section.study_name or f"{context.experiment_id} {plan.model_name} {plan.metric}"[:500]
+def _name_of(plan: _Plan, config: MLflowConfig) -> str:
+    final = resolved(config)
+    experiment = final.experiment_name or final.experiment_id
+    return plan.section.study_name or f"{experiment} {plan.model_name} {plan.metric}"[:500]
 
 
 def _study(plan: _Plan, name: str) -> optuna.Study:
