@@ -648,6 +648,7 @@ def test_a_metric_that_the_model_cannot_give_ends_the_search_at_once():
             small(parameter_space={"max_dept": DEPTHS["max_depth"]}),
             "has no parameter 'max_dept'; did you mean 'max_depth'?",
         ),
+        (small(metric="val_loss"), "metric 'val_loss' is unknown"),
         (small(metric="acuracy"), "metric 'acuracy' is unknown; near it are 'accuracy'"),
         (small(cv_folds=200), "200 folds need as many train rows, and no class has more than"),
         ({"n_trial": 3}, "n_trial: no such option; did you mean 'n_trials'?"),

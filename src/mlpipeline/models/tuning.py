@@ -211,8 +211,7 @@ class _Plan:
 
 def _plan(section: TuningSection, model: ModelSection, tables: Tables, logger: logging.Logger) -> _Plan:
     kind = estimators.kind_of(model, tables.task_type)
-    metric = section.metric or scoring.default_metrics(tables.task_type)[0]
-    is_greater_better = scoring.is_greater_better(metric)
+    (metric,) = scoring.checked([section.metric or scoring.default_metrics(tables.task_type)[0]])
     space = spaces.space_of(section, model, kind)
     pipelines.build(model, tables)  # what it refuses now it would refuse in every trial
     for name in sorted(space.ranges.keys() & model.parameters.keys()):
@@ -230,7 +229,7 @@ def _plan(section: TuningSection, model: ModelSection, tables: Tables, logger: l
         tables,
         _folds(tables, section),
         metric,
-        section.direction or ("maximize" if is_greater_better else "minimize"),
+        section.direction or ("maximize" if scoring.is_greater_better(metric) else "minimize"),
     )
 
 
