@@ -206,15 +206,9 @@ def _steps(low: float, high: float, step: float) -> list[float]:
 def usual_space(kind: Kind) -> dict[str, Range] | None:
     """Return what is usually searched for a class of models; None where that is not known.
 
-    The ranges are published ones:
-
-    - forests, boosted trees and networks of scikit-learn: auto-sklearn (Feurer et al., Efficient and Robust
-      Automated Machine Learning, 2015);
-    - XGBoost, a single tree, neighbors, penalties of linear models: Probst, Boulesteix and Bischl,
-      Tunability (2019), with XGBoost's trees and learning rate in a range that a laptop does;
-    - support vector machines: Hsu, Chang and Lin, A Practical Guide to Support Vector Classification (2003);
-    - our networks: Gorishniy et al., Revisiting Deep Learning Models for Tabular Data (2021), with narrower
-      layers.
+    Those of the histogram gradient boosting and the support vector machines are auto-sklearn's (Feurer et al.,
+    Efficient and Robust Automated Machine Learning, 2015); the others are customary ones, chosen so that a search
+    of 50 trials is of use and a laptop does it.
 
     Rows of a leaf or split are searched logarithmically, which suits small tables as well. The number of a
     forest's trees is not searched: more are better, and slower.
