@@ -324,7 +324,7 @@ def test_every_python_block_runs_as_one_session(destination, artifacts, monkeypa
                 assert tuned.metadata["mlflow_parent_run_id"] == tags["mlflow.parentRunId"]
         elif heading == "Managing Model Stages":
             stages = {
-                found.version: found.current_stage
+                int(found.version): found.current_stage
                 for found in client.search_model_versions("name='production-classifier'")
             }
             assert ("Production", "Archived") == (stages[3], stages[2])
