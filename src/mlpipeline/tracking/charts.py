@@ -5,6 +5,7 @@
     bars    numbers by name, the longest first        importances
     matrix  shares of each row                        confusion matrix
     curves  lines in the unit square                  ROC, precision and recall, calibration
+    lines   several lines with a legend               metrics of compared runs
     points  a cloud around a level                    residuals
 
 matplotlib takes 0.6 s to import and 0.15 s per figure, on the training thread. MLflow's pages show an
@@ -28,6 +29,9 @@ _SIDE = 320
 _LEFT, _TOP = 90, 40
 _BLUE, _RED, _GREY = "#2272b4", "#c4581d", "#999"
 _COLOURS = (_BLUE, _RED, "#2b8a57", "#8457b5", "#b8860b", "#c2437d", "#2a9aa8", "#7a6a53")
+_DASHES = ("", "6 3", "2 3", "9 3 2 3")
+_LARGEST = 1e300
+"""MLflow stores infinity as the largest number, beside which every other is nothing."""
 _SHORT_LABEL = 4
 _FEWEST_TICKS, _MOST_TICKS = 3, 6
 
@@ -143,6 +147,42 @@ def curves(
     if (hidden := len(lines) - len(_COLOURS)) > 0:
         drawn.append(_text(beside, _TOP + 13 + len(_COLOURS) * _ROW, f"and {hidden} more"))
     return plane.document(drawn, width)
+
+
+def lines(
+    title: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str = ""
+) -> str:
+    """Draw lines over each other with a legend, as an SVG document.
+
+    Args:
+        title: What they are.
+        curves: By name, where the points are: x in rising order, and y. What is not finite is left out.
+        x: What the first are.
+        y: What the second are.
+    """
+    kept = {
+        name: [(a, b) for a, b in zip(*found, strict=True) if abs(a) <= _LARGEST and abs(b) <= _LARGEST]
+        for name, found in curves.items()
+    }
+    every = [point for found in kept.values() for point in found]
+    plane = _Plane(_span([a for a, _ in every]), _span([b for _, b in every]))
+    drawn = plane.frame(title, x, y)
+    legend = _LEFT + _SIDE + 20
+    for index, (name, found) in enumerate(kept.items()):
+        colour = _COLOURS[index % len(_COLOURS)]
+        dash = _DASHES[index // len(_COLOURS) % len(_DASHES)]
+        style = f"stroke='{colour}' stroke-width='2' stroke-dasharray='{dash}'"
+        if len(found) == 1:  # which is no line
+            (a, b) = found[0]
+            drawn.append(f"<circle cx='{plane.at_x(a):.1f}' cy='{plane.at_y(b):.1f}' r='3' fill='{colour}'/>")
+        elif found:
+            drawn.append(plane.line([a for a, _ in found], [b for _, b in found], style))
+        at_y = _TOP + 10 + index * _ROW
+        drawn.append(f"<path d='M {legend} {at_y} h 24' fill='none' {style}/>")
+        drawn.append(_text(legend + 32, at_y + 4, _short(name)))
+    height = max(_TOP + _SIDE + 60, _TOP + 20 + len(kept) * _ROW)
+    longest = max((len(_short(name)) for name in kept), default=0)
+    return _document(legend + 52 + 8 * longest, height, drawn)
 
 
 def points(

@@ -6,7 +6,7 @@
       get_run_info(id) ─────────► MLflowRunInfo            MlflowClient, and nothing of the journal:
       search_runs(ids, filter) ─► [MLflowRunInfo, …]       what MLflow has, not what is on its way
       compare_runs([id, …]) ────► DataFrame, a row a run
-      metric_history(id, key) ──► [(step, time, value), …]
+      metric_history(id, key) ──► [(step, time, value), …]     metric_histories: of many runs at once
 
 Names go both ways as the user wrote them (`names.metric_key`): ``ndcg@3`` is a key of `MLflowRunInfo.metrics`
 and, in backticks, a name in a filter. What only the user can put right (an unknown run, a filter
@@ -16,20 +16,21 @@ that MLflow refuses) raises `UsageError`; a server that does not answer raises M
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.credentials import public_uri
 from mlpipeline.core.errors import UsageError
-from mlpipeline.tracking import names
+from mlpipeline.tracking import comparison, names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import pandas as pd
     from mlflow import MlflowClient
+
+    from mlpipeline.tracking.comparison import Aggregate, Metrics
 
 PAGE_RUNS = 1000  # MLflow's default page; it takes up to 50 000, at the price of a very long request
 CHUNK_RUNS = 100  # run ids in one filter
@@ -41,11 +42,9 @@ _QUOTED = re.compile(
     r"(?P<value>'[^']*'|(?<!\.)\"[^\"]*\")"
     r"|(?P<kind>\b(?:metrics?|params?|parameters?|tags?)\.)(?P<name>`[^`]*`|\"[^\"]*\")"
 )
-# Numbers as one writes them: 007 is a code, and 1_000 a number to Python only.
-_INTEGER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)")
-_NUMBER = re.compile(
-    r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|[+-]?inf|nan", re.IGNORECASE
-)
+
+History = list[tuple[int, int, float]]
+"""Points of a metric: (step, milliseconds since the epoch, value)."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,9 @@ class MLflowRunInfo:
             lifecycle_stage=run.info.lifecycle_stage,
             # info.user_id is "unknown" for every run that a client made; MLflow's pages show the tag.
             user_id=tags.get("mlflow.user") or run.info.user_id or "",
-            tags=_original(tags, tags),
-            params=_original(run.data.params, tags),
-            metrics=_original(run.data.metrics, tags),
+            tags=original_names(tags, tags),
+            params=original_names(run.data.params, tags),
+            metrics=original_names(run.data.metrics, tags),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,7 +104,13 @@ class MLflowRunInfo:
         return dataclasses.asdict(self)
 
 
-def _original(values: dict[str, Any], tags: dict[str, str]) -> dict[str, Any]:
+def original_names(values: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
+    """Values by the names as they were given, in order.
+
+    Args:
+        values: By MLflow's keys.
+        tags: The run's tags by MLflow's keys; see `names.original_name`.
+    """
     return {names.original_name(key, tags): value for key, value in sorted(values.items())}
 
 
@@ -229,56 +234,38 @@ class Queries:
             if not token or len(found) >= max_results:
                 return found
 
-    def compare_runs(self, run_ids: Sequence[str], *, only_diff: bool = False) -> pd.DataFrame:
-        """A table to compare runs by: one row per run, in the order given.
-
-        A param whose value reads as a number in every run that has it is a column of numbers (``int64``,
-        ``Int64`` where a run lacks it, ``float64``); any other holds the text that was logged. A name
-        that a param shares with a metric, or with one of the four first columns, gets ``params.`` or
-        ``metrics.`` in front.
+    def compare_runs(
+        self,
+        run_ids: Sequence[str],
+        *,
+        only_differences: bool = False,
+        aggregate: Aggregate = "last",
+        metrics: Metrics = None,
+        only_diff: bool = False,
+    ) -> pd.DataFrame:
+        """A table to compare runs by: one row per run, in the order given; see `comparison.compared`.
 
         Args:
             run_ids: Which runs; deleted ones too. A repeated id counts once.
-            only_diff: Leave out the params and metrics that are the same in all these runs.
-
-        Returns:
-            Indexed by ``run_id``; columns ``run_name``, ``status``, ``start_time`` (UTC), ``duration_s`` (NaN
-            while it runs), then the params, then the metrics, each by name.
+            only_differences: Leave out the params and metrics that are the same in all these runs.
+            aggregate: Which value of a metric: ``last``, that of the greatest step; or the ``best``, ``min`` or
+                ``max`` of its history, which is fetched for the metrics asked for.
+            metrics: Which metrics, or by metric the direction of better, ``"min"`` or ``"max"``; None is all.
+            only_diff: The older name of *only_differences*.
 
         Raises:
-            UsageError: There is no such run; it names the first one missing.
+            UsageError: There is no such run; it names the first one missing. Or no run has a metric that is
+                asked for, or its direction is not known.
         """
-        import pandas as pd
-
-        runs = self._runs(run_ids)
-        columns: dict[str, Any] = {
-            "run_name": [run.run_name for run in runs],
-            "status": [run.status for run in runs],
-            "start_time": pd.to_datetime([run.start_time for run in runs], unit="ms", utc=True),
-            "duration_s": [_duration_s(run) for run in runs],
-        }
-        params = sorted({name for run in runs for name in run.params})
-        metrics = sorted({name for run in runs for name in run.metrics})
-        clashing = set(params) & set(metrics)
-        for name in params:
-            label = _label("params.", name, clashing, columns)
-            columns[label] = _param_column([run.params.get(name) for run in runs])
-        for name in metrics:
-            label = _label("metrics.", name, clashing, columns)
-            columns[label] = [run.metrics.get(name, math.nan) for run in runs]
-        frame = pd.DataFrame(
-            columns, index=pd.Index([run.run_id for run in runs], name="run_id", dtype="str")
+        return comparison.compared(
+            self.get_runs(run_ids),
+            self.metric_histories,
+            only_differences=only_differences or only_diff,
+            aggregate=aggregate,
+            metrics=metrics,
         )
-        if only_diff:
-            differing = [
-                name
-                for name in frame.columns[4:]
-                if frame[name].nunique(dropna=False) > 1  # noqa: PD101 - unlike ==, it takes NaN for equal
-            ]
-            frame = frame[[*frame.columns[:4], *differing]]
-        return frame
 
-    def metric_history(self, run_id: str, key: str) -> list[tuple[int, int, float]]:
+    def metric_history(self, run_id: str, key: str) -> History:
         """All points of one metric as (step, milliseconds since the epoch, value), by step, then time.
 
         Args:
@@ -295,6 +282,24 @@ class Queries:
         if not points:
             self.get_run_info(run_id)  # MLflow answers an unknown run with an empty list too
         return sorted((point.step, point.timestamp, point.value) for point in points)
+
+    def metric_histories(
+        self, run_ids: Sequence[str], key: str, *, points: int | None = None
+    ) -> dict[str, History]:
+        """One metric of many runs, as `metric_history` has it of one: a request for 100 runs, where possible.
+
+        Args:
+            run_ids: Which runs.
+            key: The metric's name as it was logged.
+            points: At most so many per run, evenly chosen, the first and the last among them; None is all.
+
+        Returns:
+            By run id, without the runs that have no such metric.
+        """
+        from mlpipeline.tracking.histories import fetched
+
+        found = fetched(self._client(), list(dict.fromkeys(run_ids)), names.metric_key(key), points)
+        return {run_id: sorted(history) for run_id, history in found.items()}
 
     def find_runs(self, run_ids: Sequence[str]) -> dict[str, MLflowRunInfo]:
         """Those runs of these ids that exist, by id; deleted ones too.
@@ -326,8 +331,12 @@ class Queries:
             missing = [run_id for run_id in missing if run_id not in found]
         return found
 
-    def _runs(self, run_ids: Sequence[str]) -> list[MLflowRunInfo]:
-        """The runs, in the order given."""
+    def get_runs(self, run_ids: Sequence[str]) -> list[MLflowRunInfo]:
+        """The runs of these ids, in their order; deleted ones too. A repeated id counts once.
+
+        Raises:
+            UsageError: There is no such run; it names the first one missing.
+        """
         found = self.find_runs(run_ids)
         for run_id in run_ids:
             if run_id not in found:
@@ -353,35 +362,6 @@ def _with_keys(clause: str) -> str:
         return f"{match['kind']}`{names.metric_key(match['name'][1:-1])}`"
 
     return _QUOTED.sub(key, clause)
-
-
-def _duration_s(run: MLflowRunInfo) -> float:
-    if run.start_time is None or run.end_time is None:
-        return math.nan
-    return (run.end_time - run.start_time) / 1000
-
-
-def _label(prefix: str, name: str, clashing: set[str], taken: dict[str, Any]) -> str:
-    label = prefix + name if name in clashing else name
-    while label in taken:  # a param called like one of the first columns, or itself "metrics.x"
-        label = prefix + label
-    return label
-
-
-def _param_column(texts: list[str | None]) -> Any:
-    import pandas as pd
-
-    if all(text is None or _INTEGER.fullmatch(text) for text in texts):
-        integers = [None if text is None else int(text) for text in texts]
-        if None not in integers:
-            return integers
-        try:
-            return pd.array(integers, dtype="Int64")
-        except OverflowError:  # a seed beyond 64 bits
-            return texts
-    if all(text is None or _NUMBER.fullmatch(text) for text in texts):
-        return [math.nan if text is None else float(text) for text in texts]
-    return texts
 
 
 def _chunks(items: list[str], size: int) -> Iterator[list[str]]:

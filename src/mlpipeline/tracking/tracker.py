@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from mlpipeline.core.config import MLflowConfig
 from mlpipeline.core.credentials import with_credentials
 from mlpipeline.core.errors import UsageError
-from mlpipeline.tracking import closing, queries
+from mlpipeline.tracking import closing, comparison, queries
 from mlpipeline.tracking.account import DeliveryCounts, resolved_run_id
 from mlpipeline.tracking.home import Home
+from mlpipeline.tracking.local_runs import RunsAnywhere
 from mlpipeline.tracking.opening import destination_of, open_run, resolved
 from mlpipeline.tracking.trainings import status_of
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from typing_extensions import Self
 
-    from mlpipeline.tracking.queries import MLflowRunInfo
+    from mlpipeline.tracking.comparison import Aggregate, Metrics
+    from mlpipeline.tracking.queries import History, MLflowRunInfo
     from mlpipeline.tracking.run import Run
 
 
@@ -254,21 +256,60 @@ class MLflowTracker:
             self._experiment_ids(found, experiment_names), filter_string, max_results, order_by
         )
 
-    def compare_runs(self, run_ids: Sequence[str], *, only_diff: bool = False) -> pd.DataFrame:
-        """Return one row per run, indexed by run id; see `mlpipeline.tracking.queries`.
+    def compare_runs(
+        self,
+        run_ids: Sequence[str],
+        *,
+        only_differences: bool = False,
+        aggregate: Aggregate = "last",
+        metrics: Metrics = None,
+        only_diff: bool = False,
+    ) -> pd.DataFrame:
+        """Return one row per run, indexed by run id; see `mlpipeline.tracking.comparison`.
+
+        A run that is only here yet is read from its journal, and keeps its local id. Where all of them are
+        such runs, nobody is asked, and nobody waited for.
 
         Args:
             run_ids: The runs, in the order of the rows; local ids too.
-            only_diff: Leave out the columns that are the same for all.
+            only_differences: Leave out the columns that are the same for all.
+            aggregate: Which value of a metric: its ``last``, or the ``best``, ``min`` or ``max`` of its history.
+            metrics: Which metrics, or by metric the direction of better, ``"min"`` or ``"max"``; None is all.
+            only_diff: The older name of *only_differences*.
 
         Raises:
-            UsageError: There is no such run.
+            UsageError: There is no such run, or none of them has such a metric; or the best is asked for of
+                one whose direction is not known.
         """
-        found = self._queries()
-        return found.compare_runs([self._resolved(run_id) for run_id in run_ids], only_diff=only_diff)
+        runs = self._anywhere()
+        return comparison.compared(
+            runs.infos(run_ids),
+            runs.histories,
+            only_differences=only_differences or only_diff,
+            aggregate=aggregate,
+            metrics=metrics,
+        )
+
+    def metric_histories(
+        self, run_ids: Sequence[str], key: str, *, points: int | None = None
+    ) -> dict[str, History]:
+        """Return one metric of many runs, as points (step, milliseconds since the epoch, value) by run id.
+
+        Args:
+            run_ids: The runs; local ids too.
+            key: The metric's name as it was logged.
+            points: At most so many of a run in MLflow, evenly chosen; None is all.
+
+        Returns:
+            Without the runs that have no such metric; under the ids that `compare_runs` has in its index.
+        """
+        return self._anywhere().histories(run_ids, key, points=points)
 
     def get_run_info(self, run_id: str | None = None) -> MLflowRunInfo:
-        """Return what MLflow holds of a run; None asks for the active one, else the one that ended last.
+        """Return what MLflow holds of a run; of one that is only here yet, what its journal holds.
+
+        Args:
+            run_id: The run, by a local id too; None is the active one, else the one that ended last.
 
         Raises:
             UsageError: There is no such run.
@@ -278,8 +319,10 @@ class MLflowTracker:
             run_id = run.run_id if run is not None else None
             if run_id is None:
                 raise UsageError("get_run_info needs a run id: this tracker has recorded no run")
-        found = self._queries()
-        return found.get_run_info(self._resolved(run_id))
+        return self._anywhere().infos([run_id])[0]
+
+    def _anywhere(self) -> RunsAnywhere:
+        return RunsAnywhere(self._queries(), Home.at(self.config.journal_dir))
 
     def _queries(self) -> queries.Queries:
         """Return the queries, once what this process recorded for the same destination is there."""
