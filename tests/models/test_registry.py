@@ -620,7 +620,10 @@ def test_history_has_the_newest_first_with_their_metrics(place):
     assert [(), ("champion",), ()] == [info.aliases for info in found]
     assert ["promote"] == [entry.action for entry in found[1].audit]
     assert [third, second] == [info.version for info in place.registry.versions(place.name, max_results=2)]
-    assert place.name in place.registry.models(1000)
+    (found_model,) = [model for model in place.registry.models(1000) if model.name == place.name]
+    assert {"champion": second} == found_model.aliases
+    assert {"name": place.name, "description": ""}.items() <= found_model.to_dict().items()
+    assert 1 == len(place.registry.models(1))
     assert {"version": 1, "stage": None}.items() <= found[-1].to_dict().items()
 
 

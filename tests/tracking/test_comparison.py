@@ -86,6 +86,8 @@ def test_the_caller_may_say_what_is_better(sqlite_store):
     compare = sqlite_store.queries.compare_runs
     frame = compare(ids, aggregate="best", metrics={"mine": "min", "loss": "max"})
     assert (1.0, 3.0) == (frame["mine"].iloc[0], frame["loss"].iloc[0])
+    frame = compare(ids, aggregate="best", metrics={"mine": "max", "loss": None})
+    assert (3.0, 1.0) == (frame["mine"].iloc[0], frame["loss"].iloc[0])
     with pytest.raises(UsageError, match="nothing in the name 'mine' tells whether more is better"):
         compare(ids, aggregate="best", metrics=["mine"])
     with pytest.raises(UsageError, match="'mine': 'most'}: say 'min' or 'max'"):
@@ -123,9 +125,11 @@ def test_the_older_name_of_only_differences_works(sqlite_store):
         sqlite_store.log({"loss": [1.0, 3.0]}, {"seed": 1}),
     ]
     compare = sqlite_store.queries.compare_runs
-    assert ["loss"] == list(compare(ids, only_differences=True).columns[4:])
+    frame = compare(ids, only_differences=True)
+    assert (["loss"], ["loss"]) == (list(frame.columns[4:]), frame.attrs["metrics"])
     assert ["loss"] == list(compare(ids, only_diff=True).columns[4:])
-    assert [] == list(compare(ids, only_differences=True, aggregate="min").columns[4:])
+    frame = compare(ids, only_differences=True, aggregate="min")
+    assert ([], []) == (list(frame.columns[4:]), frame.attrs["metrics"])
 
 
 # --- histories ---------------------------------------------------------------------------------------
@@ -314,7 +318,8 @@ def test_runs_compare_before_they_are_delivered():
         map(list, (frame["depth"], frame["acc"], frame["ndcg@3"]))
     )
     assert (frame["duration_s"] >= 0).all()
-    history = tracker.metric_histories(ids, "acc")[ids[0]]
+    assert ["acc", "ndcg@3"] == frame.attrs["metrics"]
+    history = tracker.metric_histories(ids, ["acc"])["acc"][ids[0]]
     assert [(0, 0.1), (1, 0.9), (2, 0.5)] == [(step, value) for step, _, value in history]
 
 
@@ -330,7 +335,8 @@ def test_a_run_is_the_same_before_and_after_its_delivery(store_uri, deliver):
     for name in ("run_name", "status", "start_time", "end_time", "user_id", "params", "metrics"):
         assert getattr(before, name) == getattr(after, name), name
     assert before.tags.items() <= after.tags.items()
-    assert [histories_before[run_id]] == list(tracker.metric_histories([run_id], "ndcg@3").values())
+    histories_after = tracker.metric_histories([run_id], "ndcg@3")
+    assert {"ndcg@3": {after.run_id: histories_before["ndcg@3"][run_id]}} == histories_after
     assert [after.run_id] == list(tracker.compare_runs([run_id, after.run_id]).index), "it is one run"
 
 
@@ -341,7 +347,7 @@ def test_runs_here_and_there_stand_beside_each_other(sqlite_store):
     tracker = MLflowTracker(tracking_uri=sqlite_store.uri, delivery="offline")
     frame = tracker.compare_runs([here, there], aggregate="max", metrics="acc")
     assert ([here, there], [0.9, 0.7]) == (list(frame.index), list(frame["acc"]))
-    assert {here, there} == set(tracker.metric_histories([there, here], "acc", points=2))
+    assert {here, there} == set(tracker.metric_histories([there, here], "acc", points=2)["acc"])
 
 
 def test_a_run_that_is_open_is_running():

@@ -10,6 +10,8 @@ from mlpipeline.cli.delivery import status, sync
 from mlpipeline.cli.doctor import doctor
 from mlpipeline.cli.export import export
 from mlpipeline.cli.pipeline import config, evaluate, train, tune
+from mlpipeline.cli.registry import models, promote, register
+from mlpipeline.cli.runs import runs
 from mlpipeline.cli.storage import storage
 from mlpipeline.cli.ui import ui
 
@@ -22,6 +24,7 @@ def main() -> None:
 
 for command in (
     *(train, evaluate, tune, config),
+    *(register, promote, models, runs),
     *(status, sync, doctor, storage, export, ui),
 ):
     main.add_command(command)

@@ -11,6 +11,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -18,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlpipeline.core.credentials import public_uri
-from mlpipeline.core.errors import MLPipelineError
+from mlpipeline.core.errors import MLPipelineError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mlpipeline.core.config import MLflowConfig
+    from mlpipeline.tracking.sink import Destination
 
 EXIT_FAILED = 1
 """What was asked for did not come about: a training failed, a threshold was missed, a server is away."""
@@ -79,16 +82,47 @@ def destination_config(**options: Any) -> MLflowConfig:
     return MLflowConfig.of({name: value for name, value in options.items() if value is not None})
 
 
+journal_option = click.option("--journal-dir", type=click.Path(), default=None, help="The journal home.")
+
+
+def check_store(where: Destination) -> None:
+    """Raise where a SQLite store is asked for that nobody has made yet: MLflow would make it."""
+    if where.is_sqlite and not where.sqlite_file().exists():
+        raise UsageError(
+            f"there is no store at {where.tracking_uri} yet: the first training makes it; "
+            "or name another with --tracking-uri"
+        )
+
+
+def reach(config: MLflowConfig) -> None:
+    """Make ready to ask the MLflow of a configuration: knock there, and keep MLflow quiet in this process.
+
+    Raises:
+        UsageError: There is no store yet.
+        Unavailable: Nobody answers. MLflow's own client would find that out in minutes.
+    """
+    from mlpipeline.tracking.opening import destination_of, resolved
+    from mlpipeline.tracking.sink import quiet_mlflow
+
+    where = destination_of(resolved(config))
+    check_store(where)
+    retries = os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    quiet_mlflow()
+    # Not none, as in a courier, which tries again by itself: a job should not fail for one lost packet.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = retries or "2"
+    where.probe()
+
+
 def tell(content: Any, *, is_json: bool, text: Callable[[], Any]) -> None:
     """Print a command's result.
 
     Args:
-        content: What ``--json`` prints; what JSON does not know is printed as a string.
+        content: What ``--json`` prints; what JSON does not know is printed as a string, NaN as null.
         is_json: Whether it was asked for.
         text: Makes what people read: a string, or anything that rich prints.
     """
     if is_json:
-        click.echo(json.dumps(content, default=str))
+        click.echo(json.dumps(_finite(content), default=str))
         return
     shown = text()
     if isinstance(shown, str):
@@ -98,6 +132,17 @@ def tell(content: Any, *, is_json: bool, text: Callable[[], Any]) -> None:
 
     # A pipe has no width: nothing is cut there.
     Console(width=None if sys.stdout.isatty() else 200).print(shown)
+
+
+def _finite(content: Any) -> Any:
+    """Return content that any reader of JSON takes: NaN and infinity are none of its numbers."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return content
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> Any:

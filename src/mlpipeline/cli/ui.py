@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlpipeline.cli.console import destination_config, destination_options, json_option
+from mlpipeline.cli.console import check_store, destination_config, destination_options, json_option
 from mlpipeline.core.credentials import public_uri, with_credentials
-from mlpipeline.core.errors import UsageError
 
 if TYPE_CHECKING:
     from mlpipeline.tracking.sink import Destination
@@ -58,11 +57,7 @@ def ui(host: str, port: int, opens: bool, is_json: bool, **options: Any) -> None
         if opens:
             webbrowser.open(url)
         return
-    if where.is_sqlite and not where.sqlite_file().exists():
-        raise UsageError(
-            f"there is no store at {where.tracking_uri} yet: the first training makes it; "
-            "or name another with --tracking-uri"
-        )
+    check_store(where)
     url = f"http://{host}:{port}"
     arguments, environ = command(where, host, port)
     if is_json:

@@ -89,6 +89,27 @@ class ModelVersionInfo:
         return dataclasses.asdict(self)
 
 
+@dataclass(frozen=True)
+class RegisteredModelInfo:
+    """One registered model.
+
+    Attributes:
+        name: Its name.
+        aliases: By alias, the version that it points to.
+        description: Its description.
+        updated_ms: When something about it changed last, in milliseconds since the epoch.
+    """
+
+    name: str
+    aliases: dict[str, int]
+    description: str
+    updated_ms: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain types."""
+        return dataclasses.asdict(self)
+
+
 class ModelRegistry:
     """The model registry of a configuration's destination.
 
@@ -474,9 +495,26 @@ class ModelRegistry:
         """
         return self._with_metrics(self._infos(name, max_results))
 
-    def models(self, max_results: int = 100) -> list[str]:
-        """Return the names of the registered models, by name."""
-        return [model.name for model in self._client.search_registered_models(max_results=max_results)]
+    def models(self, max_results: int = 100) -> list[RegisteredModelInfo]:
+        """Return the registered models, by name."""
+        found: list[Any] = []
+        token: str | None = None
+        while len(found) < max_results:
+            page = self._client.search_registered_models(
+                max_results=min(_PAGE, max_results - len(found)), order_by=["name ASC"], page_token=token
+            )
+            found += page
+            if not (token := page.token):
+                break
+        return [
+            RegisteredModelInfo(
+                name=model.name,
+                aliases={alias: int(version) for alias, version in sorted(model.aliases.items())},
+                description=model.description or "",
+                updated_ms=model.last_updated_timestamp,
+            )
+            for model in found
+        ]
 
     def load(self, name: str, version: int | None = None) -> Any:
         """Load a version as the framework's own object.
@@ -566,7 +604,7 @@ class ModelRegistry:
         except MlflowException as error:
             if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                 raise
-            known = self.models(_PAGE)
+            known = [model.name for model in self.models(_PAGE)]
             near = difflib.get_close_matches(name, known, cutoff=0.5) or known[:10]
             there = f"there are: {', '.join(near)}" if near else "none is registered"
             where = public_uri(self._destination.registry_uri)

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 Aggregate = Literal["best", "last", "min", "max"]
 """Which value of a metric's history stands for it."""
 
-Metrics = str | Sequence[str] | Mapping[str, Literal["min", "max"]] | None
-"""Metrics to compare, or by metric whether the smallest or the greatest value is the best; None is all."""
+Metrics = str | Sequence[str] | Mapping[str, Literal["min", "max"] | None] | None
+"""Metrics to compare, or by metric whether the smallest or the greatest value is the best, where None goes by
+its name; None is all."""
 
 FIRST = ("run_name", "status", "start_time", "duration_s")
 """The columns that every comparison begins with."""
@@ -68,7 +69,8 @@ def compared(
 
     Returns:
         Indexed by ``run_id``; columns ``run_name``, ``status``, ``start_time`` (UTC), ``duration_s`` (NaN
-        while it runs), then the params, then the metrics, each by name, or in the order of *metrics*.
+        while it runs), then the params, then the metrics, each by name, or in the order of *metrics*. Its
+        ``attrs["metrics"]`` are the names of the metrics.
 
     Raises:
         UsageError: No run has a metric that is asked for, its direction is not known, or there is no
@@ -90,8 +92,9 @@ def compared(
     for name in params:
         label = _label("params.", name, clashing, columns)
         columns[label] = _param_column([run.params.get(name) for run in runs])
+    labels: dict[str, str] = {}
     for name, choose in wanted.items():
-        label = _label("metrics.", name, clashing, columns)
+        label = labels[name] = _label("metrics.", name, clashing, columns)
         columns[label] = _values(runs, name, choose, histories)
     frame = pd.DataFrame(columns, index=pd.Index([run.run_id for run in runs], name="run_id", dtype="str"))
     if only_differences:
@@ -101,6 +104,7 @@ def compared(
             if frame[name].nunique(dropna=False) > 1  # noqa: PD101 - unlike ==, it takes NaN for equal
         ]
         frame = frame[[*FIRST, *differing]]
+    frame.attrs["metrics"] = [name for name, label in labels.items() if label in frame.columns]
     return frame
 
 
@@ -123,8 +127,9 @@ def _wanted(runs: Sequence[MLflowRunInfo], metrics: Metrics, aggregate: Aggregat
 
 
 def _direction(name: str, metrics: Metrics) -> str:
-    if isinstance(metrics, Mapping):
-        if (given := metrics[name]) not in {"min", "max"}:
+    given = metrics[name] if isinstance(metrics, Mapping) else None
+    if given is not None:
+        if given not in {"min", "max"}:
             raise UsageError(f"metrics={{{name!r}: {given!r}}}: say 'min' or 'max'")
         return given
     is_greater = directions.is_greater_better(name)

@@ -291,19 +291,25 @@ class MLflowTracker:
         )
 
     def metric_histories(
-        self, run_ids: Sequence[str], key: str, *, points: int | None = None
-    ) -> dict[str, History]:
-        """Return one metric of many runs, as points (step, milliseconds since the epoch, value) by run id.
+        self, run_ids: Sequence[str], metrics: str | Sequence[str], *, points: int | None = None
+    ) -> dict[str, dict[str, History]]:
+        """Return metrics of many runs as points (step, milliseconds since the epoch, value).
 
         Args:
             run_ids: The runs; local ids too.
-            key: The metric's name as it was logged.
+            metrics: Their names as they were logged.
             points: At most so many of a run in MLflow, evenly chosen; None is all.
 
         Returns:
-            Without the runs that have no such metric; under the ids that `compare_runs` has in its index.
+            By metric, then by run, under the ids that `compare_runs` has in its index; without the runs that
+            have no such metric.
+
+        Raises:
+            UsageError: There is no such local run.
         """
-        return self._anywhere().histories(run_ids, key, points=points)
+        runs = self._anywhere()
+        wanted = [metrics] if isinstance(metrics, str) else metrics
+        return {key: runs.histories(run_ids, key, points=points) for key in wanted}
 
     def get_run_info(self, run_id: str | None = None) -> MLflowRunInfo:
         """Return what MLflow holds of a run; of one that is only here yet, what its journal holds.
