@@ -43,6 +43,13 @@ def demo(session: nox.Session) -> None:
                 # The journal too, so that deleting the folder leaves nothing behind.
                 env={**QUIET, "MLPIPELINE_HOME": str(folder / "home")},
             )
+        if not session.posargs:
+            pipeline = ["--config", str(ROOT / "examples" / "production.yaml"), "--artifacts-path", "build"]
+            for command in ("tune", "evaluate"):
+                session.log(f"mlpipeline {command} {' '.join(pipeline)}")
+                session.run(
+                    "mlpipeline", command, *pipeline, env={**QUIET, "MLPIPELINE_HOME": str(folder / "home")}
+                )
     session.log(f"Everything it wrote is in {folder}")
 
 
