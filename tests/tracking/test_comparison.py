@@ -18,7 +18,7 @@ from sqlalchemy import event
 from mlpipeline import MLflowTracker
 from mlpipeline.core.errors import UsageError
 from mlpipeline.testing import FaultyProxy, faults
-from mlpipeline.tracking import histories
+from mlpipeline.tracking import histories, queries
 from mlpipeline.tracking.charts import lines
 from mlpipeline.tracking.comparison import as_html, as_table
 from mlpipeline.tracking.names import metric_key
@@ -221,8 +221,8 @@ class Watch:
             event.remove(*hook)
 
 
-def test_the_best_ten_of_thousands_are_ten_rows(sqlite_store):
-    """Ordered by a metric, and nothing of the other runs is fetched."""
+def test_the_best_ten_of_thousands_are_found_in_a_few_looks(sqlite_store):
+    """MLflow's own order by a metric compares every run with every other; a few hundred rows do."""
     insert_runs(sqlite_store, 3000)
     with Watch(sqlite_store) as watch:
         found = sqlite_store.queries.search_runs(
@@ -230,9 +230,54 @@ def test_the_best_ten_of_thousands_are_ten_rows(sqlite_store):
         )
     assert 10 == len(found)
     assert [pytest.approx((2999 - i) / 3000) for i in range(10)] == [run.metrics["acc"] for run in found]
-    assert len(watch.runs) <= 11, "one more tells MLflow whether there is another page"
+    assert len(watch.runs) <= 5 * 101, "one more tells MLflow whether there is another page"
     assert [] == watch.points
-    assert len(watch.statements) < 30
+    assert not any("ORDER BY clause_1, anon_1.value" in statement for statement in watch.statements)
+    with Watch(sqlite_store) as watch:
+        newest = sqlite_store.queries.search_runs([sqlite_store.experiment], max_results=10)
+    assert (10, 11) == (len(newest), len(watch.runs))
+    assert [] == watch.points
+
+
+@pytest.mark.parametrize("way", ["DESC", "ASC", ""])
+@pytest.mark.parametrize("query", ["", "params.lr = '0.1'"])
+def test_the_first_by_a_metric_are_those_of_mlflow(sqlite_store, way, query, monkeypatch):
+    """Equal ones, NaN, infinities, small and negative numbers, and runs that have none."""
+    values = [NAN, None, 1e-300, -1e-7, 3.0, 1.7976931348623157e308, -1.5e22, 0.1 + 0.2, 0.3, 0.0]
+    ids = insert_runs(sqlite_store, 300)
+    with sqlite3.connect(sqlite_store.uri.removeprefix("sqlite:///")) as connection:
+        for i, run_id in enumerate(ids):
+            value = values[i * i % len(values)] if i % 3 else float(i % 40)
+            if value is None:
+                connection.execute("delete from latest_metrics where key = 'acc' and run_uuid = ?", (run_id,))
+            else:
+                new = (0.0 if math.isnan(value) else value, math.isnan(value), run_id)
+                connection.execute(
+                    "update latest_metrics set value = ?, is_nan = ? where key = 'acc' and run_uuid = ?", new
+                )
+            connection.execute("update runs set start_time = ? where run_uuid = ?", (i % 7, run_id))
+            connection.execute("update params set value = ? where run_uuid = ?", (0.1 * (1 + i % 2), run_id))
+
+    def searched(count):
+        found = sqlite_store.queries.search_runs(
+            [sqlite_store.experiment], query, count, [f"metrics.acc {way}".strip()]
+        )
+        return [run.run_id for run in found]
+
+    narrowed = {count: searched(count) for count in (1, 2, 5, 10, 14, 20, 100)}
+    monkeypatch.setattr(queries, "MOST_NARROWED", 0)
+    assert {count: searched(count) for count in narrowed} == narrowed
+
+
+def test_many_equal_ones_are_left_to_mlflow(sqlite_store):
+    """Nothing to narrow by."""
+    ids = insert_runs(sqlite_store, 300)
+    with sqlite3.connect(sqlite_store.uri.removeprefix("sqlite:///")) as connection:
+        connection.execute("update latest_metrics set value = 1 where key = 'acc'")
+    for metric in ("acc", "none"):
+        order = [f"metrics.{metric} DESC"]
+        found = sqlite_store.queries.search_runs([sqlite_store.experiment], max_results=3, order_by=order)
+        assert ids[:3] == [run.run_id for run in found]
 
 
 def test_a_comparison_of_hundreds_asks_in_hundreds(sqlite_store):

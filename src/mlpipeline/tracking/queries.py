@@ -16,8 +16,10 @@ that MLflow refuses) raises `UsageError`; a server that does not answer raises M
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.credentials import public_uri
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 PAGE_RUNS = 1000  # MLflow's default page; it takes up to 50 000, at the price of a very long request
 CHUNK_RUNS = 100  # run ids in one filter
+MOST_NARROWED = 100  # runs wanted, up to which they are found by narrowing
 
 _NEWEST_FIRST = ("attributes.start_time DESC",)
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w\-]{0,255}")
@@ -41,6 +44,11 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][\w\-]{0,255}")
 _QUOTED = re.compile(
     r"(?P<value>'[^']*'|(?<!\.)\"[^\"]*\")"
     r"|(?P<kind>\b(?:metrics?|params?|parameters?|tags?)\.)(?P<name>`[^`]*`|\"[^\"]*\")"
+)
+
+# An order by one metric alone.
+_BY_METRIC = re.compile(
+    r"\s*(?P<key>metrics?\.(?:`[^`]+`|\"[^\"]+\"|[\w./\-]+))(?:\s+(?P<way>asc|desc))?\s*", re.IGNORECASE
 )
 
 History = list[tuple[int, int, float]]
@@ -187,6 +195,9 @@ class Queries:
     ) -> list[MLflowRunInfo]:
         """Active runs of some experiments that match a filter.
 
+        The first few by a metric are found by narrowing the filter: on SQLite, MLflow's own order takes
+        the square of the number of runs, 5 s for 10 000 of them.
+
         Args:
             experiment_ids: Ids, not names. An experiment that does not exist has no runs.
             filter_string: MLflow's filter language, such as ``metrics.accuracy > 0.9 and params.depth =
@@ -197,25 +208,37 @@ class Queries:
         Raises:
             UsageError: MLflow refuses the filter, the order or an id; or *max_results* is not positive.
         """
-        from mlflow import MlflowException
-
         if max_results < 1:
             raise UsageError(f"max_results is {max_results}; give the number of runs wanted, 1 or more.")
         if isinstance(experiment_ids, str):
             raise UsageError(f"experiment_ids is the string {experiment_ids!r}; give a list of ids.")
         if not experiment_ids:
             return []
-        order = [_with_keys(clause) for clause in order_by or _NEWEST_FIRST]
-        found: list[MLflowRunInfo] = []
+        query, order = _with_keys(filter_string), [_with_keys(clause) for clause in order_by or _NEWEST_FIRST]
+        by_metric = _BY_METRIC.fullmatch(order[0]) if len(order) == 1 else None
+        if by_metric is not None and max_results <= MOST_NARROWED:
+            found = self._first_by(by_metric, experiment_ids, query, max_results)
+            if found is not None:
+                return [MLflowRunInfo.from_mlflow(run) for run in found]
+        return [
+            MLflowRunInfo.from_mlflow(run) for run in self._search(experiment_ids, query, max_results, order)
+        ]
+
+    def _search(
+        self, experiment_ids: Sequence[str], query: str, max_results: int, order: Sequence[str]
+    ) -> list[Any]:
+        from mlflow import MlflowException
+
+        found: list[Any] = []
         token: str | None = None
         client = self._client()
         while True:
             try:
                 page = client.search_runs(
                     list(experiment_ids),
-                    _with_keys(filter_string),
+                    query,
                     max_results=min(PAGE_RUNS, max_results - len(found)),
-                    order_by=order,
+                    order_by=list(order),
                     page_token=token,
                 )
             except MlflowException as error:
@@ -223,16 +246,43 @@ class Queries:
                     return []
                 if error.error_code == "INVALID_PARAMETER_VALUE":
                     raise UsageError(
-                        f"MLflow refuses the search (filter {filter_string!r}, order {order}, experiments "
+                        f"MLflow refuses the search (filter {query!r}, order {list(order)}, experiments "
                         f"{list(experiment_ids)}): {error.message} Comparisons are joined with 'and' only; "
                         "values of params and tags are quoted, as in params.depth = '3'; odd names stand in "
                         "backticks, as in metrics.`val loss` < 0.5; experiments are given by id."
                     ) from error
                 raise
-            found += map(MLflowRunInfo.from_mlflow, page)
+            found += page
             token = page.token
             if not token or len(found) >= max_results:
                 return found
+
+    def _first_by(
+        self, by_metric: re.Match[str], experiment_ids: Sequence[str], query: str, count: int
+    ) -> list[Any] | None:
+        """Find the first runs by a metric in a few quick searches; None where MLflow has to order them.
+
+        Of the newest that match, so many are at least as good as the last that could be among the first:
+        what is worse need not be looked at, until all that is left comes in one answer.
+        """
+        key, name = by_metric["key"], by_metric["key"].partition(".")[2].strip('`"')
+        is_falling = (by_metric["way"] or "asc").lower() == "desc"
+        most, narrowed = 4 * count + 60, query
+        while True:
+            sample = self._search(experiment_ids, narrowed, most, _NEWEST_FIRST)
+            if len(sample) < most:
+                return sorted(sample, key=lambda run: _rank(run, name, is_falling=is_falling))[:count]
+            values = [
+                value for run in sample if not math.isnan(value := run.data.metrics.get(name, math.nan))
+            ]
+            if len(values) < count:
+                return None
+            bound = sorted(values, reverse=is_falling)[count - 1]
+            # MLflow's filters know no exponents.
+            limit = f"{key} {'>=' if is_falling else '<='} {Decimal(repr(bound)):f}"
+            before, narrowed = narrowed, f"{query} and {limit}" if query.strip() else limit
+            if narrowed == before:  # as many are equal
+                return None
 
     def compare_runs(
         self,
@@ -351,6 +401,14 @@ class Queries:
     def _unknown(self, run_id: str) -> UsageError:
         where = public_uri(self.tracking_uri)
         return UsageError(f"run {run_id!r} is unknown at {where}; search_runs() lists those that are there.")
+
+
+def _rank(run: Any, name: str, *, is_falling: bool) -> tuple[int, float, int, str]:
+    """Return what MLflow orders runs by: numbers, then NaN, then none; the newest first where they are equal."""
+    value = run.data.metrics.get(name)
+    kind = 2 if value is None else int(math.isnan(value))
+    number = 0.0 if kind else float(value)
+    return kind, -number if is_falling else number, -(run.info.start_time or 0), run.info.run_id
 
 
 def _with_keys(clause: str) -> str:
