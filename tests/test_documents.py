@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mlpipeline import ModelRegistry
 from mlpipeline.core.config import MLflowConfig
-from mlpipeline.tracking import courier, dispatch, home, tracker as trackers
+from mlpipeline.tracking import courier, dispatch, histories, home, queries, tracker as trackers
 from mlpipeline.tracking.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +72,24 @@ def test_the_calls_of_the_trackers_page_exist(owner):
     assert all(callable(getattr(owner, name)) for name in listed)
     recording = {name for name in vars(owner) if name.startswith(("log_", "set_", "register_"))}
     assert {"log_param", "log_metric", "set_tag"} >= recording - listed, "the singular ones go without saying"
+
+
+def test_the_calls_of_the_registrys_page_are_those_of_the_registry():
+    """In its table, or in an example."""
+    text = page("registry")
+    named = set(re.findall(r"(?:`|registry\.|, `)(\w+)\(", text))
+    assert {name for name in vars(ModelRegistry) if not name.startswith("_")} <= named
+    table = text[text.index("| Call |") : text.index("MLflow has deprecated stages")]
+    assert all(callable(getattr(ModelRegistry, name)) for name in re.findall(r"`(\w+)\(", table))
+
+
+def test_the_figures_of_the_comparisons_page_are_those_of_the_code():
+    """Limits that a change of a constant would make false."""
+    text = " ".join(page("comparison").split())
+    assert (100, 2500, 100) == (histories.RUNS_PER_REQUEST, histories.POINTS_PER_RUN, queries.MOST_NARROWED)
+    assert "a hundred by one request" in text
+    assert "more than 2500 points" in text
+    assert "up to 100 runs by one metric" in text
 
 
 def test_every_attribute_of_a_recording_is_on_its_page():

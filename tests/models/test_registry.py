@@ -188,15 +188,17 @@ def test_the_configuration_may_have_the_name(sqlite_place):
 # --- tags, aliases, stages ---------------------------------------------------------------------------
 
 
-def test_a_version_is_described_and_tagged(place):
+def test_a_version_is_described_and_tagged(sqlite_place):
     """None takes a tag back."""
-    (version,) = place.versions(good())
-    place.registry.tag(place.name, version, {"a": 1, "b": "x"})
-    assert {"b": "x"} == place.registry.tag(place.name, version, {"a": None, "never": None}).tags
-    assert "so so" == place.registry.describe(place.name, version, "so so").description
-    assert "so so" == place.registry.describe(place.name, version).description
+    (version,) = sqlite_place.versions(good())
+    sqlite_place.registry.tag(sqlite_place.name, version, {"a": 1, "b": "x"})
+    assert {"b": "x"} == sqlite_place.registry.tag(
+        sqlite_place.name, version, {"a": None, "never": None}
+    ).tags
+    assert "so so" == sqlite_place.registry.describe(sqlite_place.name, version, "so so").description
+    assert "so so" == sqlite_place.registry.describe(sqlite_place.name, version).description
     with pytest.raises(UsageError, match="MLflow refuses it"):
-        place.registry.tag(place.name, version, {"k" * 300: "x"})
+        sqlite_place.registry.tag(sqlite_place.name, version, {"k" * 300: "x"})
 
 
 def test_a_stage_is_alias_tag_and_stage(place):
@@ -242,26 +244,26 @@ def test_the_champion_is_not_archived(sqlite_place):
     assert ("Archived", ("archived",)) == (found.stage, found.aliases)
 
 
-def test_what_is_not_there_is_named_with_what_is(place):
+def test_what_is_not_there_is_named_with_what_is(sqlite_place):
     """Model, version, alias."""
-    (version,) = place.versions(good())
-    place.registry.alias(place.name, version, "champion")
-    near = place.name + "x"
+    (version,) = sqlite_place.versions(good())
+    sqlite_place.registry.alias(sqlite_place.name, version, "champion")
+    near = sqlite_place.name + "x"
     for ask in (
-        lambda: place.registry.versions(near),
-        lambda: place.registry.promote(near, 1, "champion"),
-        lambda: place.registry.load(f"{near}@champion"),
+        lambda: sqlite_place.registry.versions(near),
+        lambda: sqlite_place.registry.promote(near, 1, "champion"),
+        lambda: sqlite_place.registry.load(f"{near}@champion"),
     ):
-        with pytest.raises(UsageError, match=f"no model '{near}' is registered at .*{place.name}"):
+        with pytest.raises(UsageError, match=f"no model '{near}' is registered at .*{sqlite_place.name}"):
             ask()
     with pytest.raises(UsageError, match="has no version 7; the newest are 1"):
-        place.registry.describe(place.name, 7)
+        sqlite_place.registry.describe(sqlite_place.name, 7)
     with pytest.raises(UsageError, match=r"has no alias 'champoin'; its aliases are: champion \(version 1\)"):
-        place.registry.rollback(place.name, "champoin")
+        sqlite_place.registry.rollback(sqlite_place.name, "champoin")
     with pytest.raises(UsageError, match="names no version"):
-        place.registry.load(place.name)
+        sqlite_place.registry.load(sqlite_place.name)
     with pytest.raises(ConfigError, match="alias"):
-        place.registry.alias(place.name, version, "latest")
+        sqlite_place.registry.alias(sqlite_place.name, version, "latest")
 
 
 # --- promotion with values that are recorded ---------------------------------------------------------
@@ -357,19 +359,19 @@ def test_the_holder_stays_the_holder(sqlite_place):
     assert 1 == len(sqlite_place.registry.version(sqlite_place.name, version).audit)
 
 
-def test_values_on_other_data_are_not_compared(place):
+def test_values_on_other_data_are_not_compared(sqlite_place):
     """Their digests differ, or only one has any."""
-    (first,) = recorded(place, 0.8, data="d1")
-    (second,) = recorded(place, 0.9, data="d2")
-    (third,) = recorded(place, 0.9)
-    (fourth,) = recorded(place, 0.9, data="d1")
-    place.registry.alias(place.name, first, "champion")
+    (first,) = recorded(sqlite_place, 0.8, data="d1")
+    (second,) = recorded(sqlite_place, 0.9, data="d2")
+    (third,) = recorded(sqlite_place, 0.9)
+    (fourth,) = recorded(sqlite_place, 0.9, data="d1")
+    sqlite_place.registry.alias(sqlite_place.name, first, "champion")
     for version in (second, third):
         with pytest.raises(UsageError, match=r"not recorded on the same data .*; score both .* dataset="):
-            place.registry.promote(place.name, version, "champion", if_better="f1")
-    verdict = place.registry.promote(place.name, fourth, "champion", if_better="f1")
+            sqlite_place.registry.promote(sqlite_place.name, version, "champion", if_better="f1")
+    verdict = sqlite_place.registry.promote(sqlite_place.name, fourth, "champion", if_better="f1")
     assert (True, 0.9, 0.8) == (verdict.promoted, verdict.challenger, verdict.champion)
-    assert "d1" == place.registry.version(place.name, fourth).audit[0].dataset
+    assert "d1" == sqlite_place.registry.version(sqlite_place.name, fourth).audit[0].dataset
 
 
 def test_values_of_the_model_itself_win_over_those_of_its_run(place):
@@ -545,17 +547,19 @@ def test_every_verdict_leaves_both_values_and_its_author(sqlite_place, monkeypat
     assert '"challenger": 0.7, "champion": 0.8' in tags[f"{AUDIT_TAG}.{entry.at_ms}"]
 
 
-def test_rollback_goes_back_step_by_step(place):
+def test_rollback_goes_back_step_by_step(sqlite_place):
     """Over versions that were promoted, moved by hand, or got the alias from their training."""
-    first, second, third, loser = recorded(place, 0.5, 0.6, 0.7, 0.1)
-    place.client.set_registered_model_alias(place.name, "champion", str(first))  # as the courier does
-    registry, name = place.registry, place.name
+    first, second, third, loser = recorded(sqlite_place, 0.5, 0.6, 0.7, 0.1)
+    sqlite_place.client.set_registered_model_alias(
+        sqlite_place.name, "champion", str(first)
+    )  # as the courier does
+    registry, name = sqlite_place.registry, sqlite_place.name
     assert registry.promote(name, second, "champion", if_better="f1").promoted
     registry.alias(name, third, "champion")
     registry.promote(name, loser, "champion", if_better="f1")
     back = registry.rollback(name, "champion")
     assert (second, third) == (back.version, back.champion_version)
-    assert second == place.holder("champion")
+    assert second == sqlite_place.holder("champion")
     assert first == registry.rollback(name, "champion").version
     with pytest.raises(UsageError, match=f"no earlier champion of '{name}' than version {first} is known"):
         registry.rollback(name, "champion")
