@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import http.client
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -128,14 +129,85 @@ def test_down_is_a_port_where_nobody_listens_and_up_is_the_same_port(proxy, take
     assert [b"hello", b"hello"] == taken
 
 
-def test_a_fault_of_ones_own(proxy):
-    """As the module's picture shows: half of an answer."""
-
-    def truncated(exchange):
-        answer = exchange.forward()
-        length = ("Content-Length", str(len(answer.body)))
-        exchange.reply(dataclasses.replace(answer, headers=(length,), body=answer.body[:2]))
-
-    proxy.fault = truncated
+def test_a_truncated_answer_is_shorter_than_it_says(proxy, taken):
+    """The server has taken the request."""
+    proxy.fault = faults.truncated
     with pytest.raises(http.client.IncompleteRead):
         post(proxy)
+    assert [b"hello"] == taken
+
+
+def test_a_dripped_answer_comes_a_byte_at_a_time(proxy):
+    """All of it, in its time."""
+    proxy.fault = faults.dripped(0.05)
+    began_s = time.monotonic()
+    assert (200, "mine", b"hello") == post(proxy)
+    assert time.monotonic() - began_s >= 0.2
+
+
+def test_a_delayed_request_takes_its_time(proxy, taken):
+    """And meets another fault then, if there is one."""
+    proxy.fault = faults.delayed(0.2, faults.answered(503))
+    began_s = time.monotonic()
+    assert 503 == post(proxy)[0]
+    assert time.monotonic() - began_s >= 0.2
+    assert [] == taken
+
+
+def test_an_unanswered_request_ends_with_its_client_or_with_the_proxy(proxy, taken):
+    """The client's own patience, or the connection, breaks first; the server hears nothing."""
+    proxy.fault = faults.unanswered
+    with contextlib.closing(
+        http.client.HTTPConnection(proxy.uri.removeprefix("http://"), timeout=0.2)
+    ) as one:
+        with pytest.raises(TimeoutError):
+            send(one)
+    errors = []
+
+    def wait():
+        try:
+            post(proxy)
+        except OSError as error:
+            errors.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while len(proxy.requests) < 2:
+        time.sleep(0.01)
+    proxy.down()
+    waiting.join(5)
+    assert 1 == len(errors)
+    assert [] == taken
+
+
+def test_a_late_request_is_taken_after_its_client_has_gone(proxy, taken):
+    """Who looks at once does not find it."""
+    proxy.fault = faults.late(0.3)
+    with pytest.raises(ConnectionError):
+        post(proxy)
+    assert [] == taken
+    deadline_s = time.monotonic() + 5
+    while not taken and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert [b"hello"] == taken
+
+
+def test_some_requests_are_met_the_same_ones_per_seed(proxy):
+    """What fails once fails again in the same way."""
+    found = []
+    for _ in range(2):
+        proxy.fault = faults.sometimes(0.5, faults.answered(503), seed=3)
+        found.append([post(proxy)[0] for _ in range(12)])
+    assert found[0] == found[1]
+    assert {200, 503} == set(found[0])
+
+
+def test_a_fault_of_ones_own(proxy):
+    """As the module's picture shows: an answer that says something else."""
+
+    def misspelt(exchange):
+        answer = exchange.forward()
+        exchange.reply(dataclasses.replace(answer, body=answer.body.replace(b"h", b"j")))
+
+    proxy.fault = misspelt
+    assert (200, "mine", b"jello") == post(proxy)

@@ -4,14 +4,15 @@
 
     client ──► FaultyProxy ── the fault of the moment ──► MLflow server
                                      │
-          passed  answered(503)  cut  refused  held(gate)  in_turn(…)  first(n, …)  only(path, …)
+          passed  answered(503)  refused  cut  late(s)  unanswered  held(gate)  delayed(s)  truncated  dripped(s)
+          in_turn(…)  first(n, …)  sometimes(share, …)  only(path, …)
 
 A fault is a function of one `Exchange`: it may forward the request or not, wait, and answer with
 what the server said, with something else, or not at all. Write others in the same way::
 
-    def truncated(exchange):
+    def misspelt(exchange):
         answer = exchange.forward()
-        exchange.reply(dataclasses.replace(answer, body=answer.body[:10]))   # the length stays
+        exchange.reply(dataclasses.replace(answer, body=answer.body.replace(b"{", b"[")))
 
 Nothing here needs pytest, or anything beyond the standard library.
 """
@@ -22,9 +23,12 @@ import contextlib
 import functools
 import http.client
 import itertools
+import os
+import random
 import socket
 import threading
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -103,6 +107,18 @@ class Exchange:
         if self.method != "HEAD":
             handler.wfile.write(answer.body)
 
+    def drip(self, answer: Answer, every_s: float) -> None:
+        """Answer the client, a byte of the body at a time."""
+        stream: Any = _Dripping(self._handler.wfile, every_s)
+        self._handler.wfile = stream
+        self.reply(answer)
+
+    def await_departure(self) -> None:
+        """Wait until the client has broken off, or the proxy is down."""
+        with contextlib.suppress(OSError):
+            while self._handler.connection.recv(1):
+                pass
+
     def cut(self) -> None:
         """Break the connection: the client sees it reset."""
         handler = self._handler
@@ -110,7 +126,8 @@ class Exchange:
         with contextlib.suppress(OSError):
             # With a linger time of 0 the kernel sends a reset, not an orderly end.
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            handler.connection.close()
+            # Streams of the handler hold the socket: its own close() would wait for them.
+            os.close(handler.connection.detach())
 
 
 def passed(exchange: Exchange) -> None:
@@ -127,6 +144,50 @@ def cut(exchange: Exchange) -> None:
 def refused(exchange: Exchange) -> None:
     """Break the connection before the server hears of the request."""
     exchange.cut()
+
+
+def late(after_s: float) -> Fault:
+    """Break the connection at once, and let the server take the request *after_s* seconds later.
+
+    The client looks whether it was taken and finds that it was not, which is not true for long.
+    """
+
+    def fault(exchange: Exchange) -> None:
+        exchange.cut()
+        time.sleep(after_s)
+        exchange.forward()
+
+    return fault
+
+
+def unanswered(exchange: Exchange) -> None:
+    """Accept the connection and the request, and never answer; the server hears nothing."""
+    exchange.await_departure()
+    exchange.cut()
+
+
+def delayed(by_s: float, then: Fault = passed) -> Fault:
+    """Wait *by_s* seconds before each request goes on."""
+
+    def fault(exchange: Exchange) -> None:
+        time.sleep(by_s)
+        then(exchange)
+
+    return fault
+
+
+def truncated(exchange: Exchange) -> None:
+    """Let the server take the request, and break off in the middle of its answer."""
+    answer = exchange.forward()
+    length = ("Content-Length", str(len(answer.body)))
+    exchange.reply(
+        replace(answer, headers=(*answer.headers, length), body=answer.body[: len(answer.body) // 2])
+    )
+
+
+def dripped(every_s: float) -> Fault:
+    """Let the server take the request, and hand its answer back a byte at a time."""
+    return lambda exchange: exchange.drip(exchange.forward(), every_s)
 
 
 def answered(status: int, *headers: tuple[str, str]) -> Fault:
@@ -160,6 +221,16 @@ def first(count: int, fault: Fault, then: Fault = passed) -> Fault:
 
     def met(exchange: Exchange) -> None:
         next(turns)(exchange)
+
+    return met
+
+
+def sometimes(share: float, fault: Fault, then: Fault = passed, *, seed: int = 0) -> Fault:
+    """Meet a random *share* of the requests with *fault*, the others with *then*; the same ones per *seed*."""
+    draws = random.Random(seed)  # noqa: S311 - which requests are met is no secret
+
+    def met(exchange: Exchange) -> None:
+        (fault if draws.random() < share else then)(exchange)
 
     return met
 
@@ -238,6 +309,25 @@ class FaultyProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.down()
+
+
+class _Dripping:
+    """A stream on which a body's bytes come one by one; the head of an answer comes in one piece."""
+
+    def __init__(self, stream: Any, every_s: float) -> None:
+        self._stream = stream
+        self._every_s = every_s
+
+    def write(self, data: bytes) -> None:
+        if data.startswith(b"HTTP/"):
+            self._stream.write(data)
+            return
+        for byte in data:
+            self._stream.write(bytes([byte]))
+            time.sleep(self._every_s)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Listening(ThreadingHTTPServer):
