@@ -18,7 +18,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mlpipeline import MLflowConfig
-from mlpipeline.testing.faults import FaultyProxy, answered
+from mlpipeline.testing import faults
+from mlpipeline.testing.faults import FaultyProxy
 from mlpipeline.testing.places import wait_until
 from mlpipeline.tracking import liveness
 from mlpipeline.tracking.account import account_of, courier_reports
@@ -422,7 +423,7 @@ def test_the_exit_waits_once_however_many_runs_wait() -> None:
 
     def exit_s(runs: int) -> float:
         with FaultyProxy(NOBODY) as proxy:
-            proxy.fault = answered(503)
+            proxy.fault = faults.answered(503)
             code, out, error = run_script(
                 f"""
                 import atexit, time
@@ -439,3 +440,55 @@ def test_the_exit_waits_once_however_many_runs_wait() -> None:
         return float(out)
 
     assert exit_s(12) < exit_s(1) + 2 * 4
+
+
+@pytest.mark.server
+def test_a_server_that_never_answers_holds_no_exit_and_sync_has_the_courier_try_again(
+    server, home: Path, clean_courier: None
+) -> None:
+    """Connections are accepted, requests taken: nothing tells that server from a good one but time.
+
+    The courier, in the middle of a request and then waiting ever longer, sends at once when it is asked to.
+    """
+    with FaultyProxy(server.uri) as proxy:
+        proxy.fault = faults.unanswered
+        run = open_run(MLflowConfig(tracking_uri=proxy.uri, experiment_name="black-hole"))
+        run.log_metrics({"loss": 0.5}, step=0)
+        run.end()
+        wait_until(lambda: proxy.requests, home=home)
+        began_s = time.monotonic()
+        assert 2 == run.wait().pending
+        assert time.monotonic() - began_s < 6
+        proxy.down()  # and the courier hears of it
+        wait_until(lambda: "does not answer" in (run._dispatch().problem() or ""), home=home)
+        time.sleep(3)  # it was asked to hurry by `wait`, not any more
+        proxy.fault = faults.passed
+        proxy.up()
+        done = subprocess.run(
+            [sys.executable, "-m", "mlpipeline", "sync"],
+            check=False,
+            timeout=90,
+            capture_output=True,
+            text=True,
+        )
+        assert (0, "2 records delivered, 0 pending, 0 refused\n") == (done.returncode, done.stdout)
+
+
+@pytest.mark.server
+def test_a_server_that_fails_now_and_then_holds_the_exit_for_two_seconds(
+    server, home: Path, clean_courier: None
+) -> None:
+    """Some of it moves all the time; the courier goes on by itself."""
+    with FaultyProxy(server.uri) as proxy:
+        proxy.fault = faults.in_turn(*[faults.passed] * 4, faults.answered(503))
+        run = open_run(MLflowConfig(tracking_uri=proxy.uri, experiment_name="now-and-then"))
+        run.log_metrics({"loss": 0.5}, step=0)
+        wait_until(lambda: proxy.requests, home=home)
+        for number in range(60):
+            run.log_text("one request each", f"{number}.txt")
+        run.end()
+        began_s = time.monotonic()
+        run.settle()
+        assert time.monotonic() - began_s < 5
+        assert run.counts().pending
+        assert 0 == run.wait(insist_s=90).pending

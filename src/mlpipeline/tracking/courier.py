@@ -61,6 +61,9 @@ _HURRY_S = 3.0
 _WORKING_CPU_S = 0.03
 """Processor time within one look (`_LOOK_EVERY_S`) that means work, not just looking."""
 
+_CONNECTING_CPU_S = 0.01
+"""The same while MLflow is imported and a store made, which wait for the disk, too."""
+
 _GUEST_READ_BYTES = 16 * 2**10
 _GUEST_EVERY_S = 0.5
 _NICENESS = 5
@@ -147,7 +150,9 @@ class Worker:
         self._backoffs: dict[str, Backoff] = {}
         self._door = Backoff()
         self._allowance = Allowance()
+        self.told_ms = 0
         self._rests_until_s = 0.0
+        self._sinks: list[MlflowSink] = []
         self._threads = [
             threading.Thread(target=self._serve, args=(turn,), daemon=True, name=f"mlpipeline-{name}")
             for name, turn in (("records", self._deliver), ("files", self._upload))
@@ -184,12 +189,19 @@ class Worker:
             return True
         return any(backoff.failures >= _FAILURES_OF_STUCK for backoff in self._backoffs.values())
 
+    @property
+    def is_connecting(self) -> bool:
+        """Whether MLflow is still being imported, or a store made: seconds without a record delivered."""
+        is_late = time.monotonic() - self.started_s > _STARTING_AT_MOST_S
+        return self.is_starting and not is_late and not any(sink.is_connected for sink in self._sinks)
+
     def _rest_s(self) -> float:
         """Return how long the server still wants to be left alone."""
         return max(0.0, self._rests_until_s - time.monotonic())
 
     def _serve(self, turn: Callable[[RunDelivery, MlflowSink], bool]) -> None:
         sink = MlflowSink(self.destination, owns_process=self._courier.owns_process)
+        self._sinks.append(sink)
         while not self._courier.is_stopping():
             has_moved = False
             if self._knock():
@@ -286,6 +298,7 @@ class Worker:
         return True
 
     def _tell(self, problem: str) -> None:
+        self.told_ms = time.time_ns() // 1_000_000
         if problem != self.problem:
             self.problem = problem
             logger.warning("%s: %s", public_uri(self.destination.tracking_uri), problem)
@@ -331,6 +344,7 @@ class Courier:
         self._written: dict[str, Any] = {}
         self._has_live_writer = False
         self._is_hurried = False
+        self._retried_s = -1e9
 
     # --- what workers ask ------------------------------------------------------------------------
 
@@ -477,9 +491,12 @@ class Courier:
                 is_live |= delivery.is_live()
         self._others = {uid: other for uid, other in self._others.items() if other.folder.path.exists()}
         self._has_live_writer = is_live or any(other.is_live() for other in self._others.values())
-        was_hurried = self._is_hurried
         self._is_hurried = _is_fresh(self.home.hurry_file, _HURRY_S)
-        if self._is_hurried and not was_hurried:
+        if not self._is_hurried:
+            self._retried_s = -1e9
+        elif time.monotonic() - self._retried_s > _HURRY_S:
+            # Again and again, as long as somebody waits, but not whenever one more does.
+            self._retried_s = time.monotonic()
             for worker in self._workers.values():
                 worker.retry_now()
 
@@ -501,18 +518,13 @@ class Courier:
         )
 
     def _report(self, phase: str) -> None:
-        now_s = time.monotonic()
-        if any(
-            worker.is_starting and now_s - worker.started_s < _STARTING_AT_MOST_S
-            for worker in self._workers.values()
-        ):
-            # Importing MLflow and creating a store take seconds without a record delivered.
-            self._progress += 1
+        is_connecting = any(worker.is_connecting for worker in self._workers.values())
         cpu_s, self._cpu_s = time.process_time() - self._cpu_s, time.process_time()
-        if self.owns_process and cpu_s > _WORKING_CPU_S:
-            # At work without a record delivered: importing what a first model needs, packing a batch.
-            # Waiting for a server that does not answer costs no processor time, and is no progress.
-            self._progress += 1
+        # At work without a record delivered: importing what a first model needs, packing a batch. Waiting
+        # for a server that does not answer costs no processor time, and is no progress. In a training's
+        # own process nobody knows whose time it was.
+        is_working = cpu_s > (_CONNECTING_CPU_S if is_connecting else _WORKING_CPU_S)
+        self._progress += is_working if self.owns_process else is_connecting
         content = {
             "pid": os.getpid(),
             "mode": self._mode,
@@ -525,6 +537,7 @@ class Courier:
                     "problem": worker.problem,
                     # Nothing arrives there for now: nobody answers, or our credentials are refused.
                     "is_closed": worker.is_down or worker.is_denied,
+                    "told_ms": worker.told_ms,
                     "is_starting": worker.is_starting,
                 }
                 for key, worker in self._workers.items()

@@ -200,6 +200,8 @@ class Dispatch:
         destination: str | None = None,
         insist_s: float | None = None,
         patience_s: float = PATIENCE_S,
+        has_asked: bool = False,
+        is_exit: bool = False,
     ) -> bool:
         """Wait until a condition holds, as long as the courier makes progress.
 
@@ -208,6 +210,9 @@ class Dispatch:
             destination: Key of the destination whose failure ends the wait at once; None: of all.
             insist_s: Wait at least so long whatever the courier says; None does not insist.
             patience_s: How long to wait after the last progress.
+            has_asked: Somebody asks for delivery, now: what failed before is to be tried again.
+            is_exit: The interpreter waits to end: *patience_s* after a first failure it does, also where
+                something moves. The courier goes on.
 
         Returns:
             Whether the condition holds now.
@@ -217,6 +222,7 @@ class Dispatch:
         if self._mode == "offline":
             return False
         started_s = moved_s = time.monotonic()
+        started_ms, failed_s = time.time_ns() // 1_000_000, None
         hurried_s, last = -1e9, None
         while True:
             now_s = time.monotonic()
@@ -229,19 +235,39 @@ class Dispatch:
             report = self._report()
             if report.get("progress") != last and report.get("phase") == "serving":
                 last, moved_s = report.get("progress"), now_s
+            told_ms = self._told_ms(report, destination)
+            if failed_s is None and told_ms >= started_ms and is_exit:
+                failed_s = now_s
             must_insist = insist_s is not None and now_s - started_s < insist_s
             if not must_insist:
                 has_sign = last is not None
                 if now_s - moved_s > (patience_s if has_sign else _FIRST_SIGN_S):
                     return is_met()
-                if has_sign and self._is_closed(report, destination):
+                if failed_s is not None and now_s - failed_s > patience_s:
+                    return is_met()
+                if (
+                    has_sign
+                    and self._is_closed(report, destination)
+                    and (told_ms >= started_ms or not has_asked)
+                ):
                     return is_met()
             time.sleep(_POLL_S)
 
     def _is_closed(self, report: dict[str, Any], destination: str | None) -> bool:
-        workers = report.get("destinations", {})
-        chosen_workers = [worker for key, worker in workers.items() if destination in (None, key)]
-        return bool(chosen_workers) and all(worker.get("is_closed") for worker in chosen_workers)
+        found = self._workers(report, destination)
+        return bool(found) and all(worker.get("is_closed") for worker in found)
+
+    def _told_ms(self, report: dict[str, Any], destination: str | None) -> int:
+        """Return when a call failed last, of the destination that was heard of least lately."""
+        return min(
+            (int(worker.get("told_ms", 0)) for worker in self._workers(report, destination)), default=0
+        )
+
+    @staticmethod
+    def _workers(report: dict[str, Any], destination: str | None) -> list[dict[str, Any]]:
+        return [
+            worker for key, worker in report.get("destinations", {}).items() if destination in (None, key)
+        ]
 
     def _report(self) -> dict[str, Any]:
         report = read_file(self._post.report)

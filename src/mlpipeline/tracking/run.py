@@ -712,11 +712,15 @@ class Run:
         Returns:
             What became of the run's records.
         """
-        if self._home is not None:
-            self._dispatch().wait(self.is_delivered, destination=self._destination_key(), insist_s=insist_s)
+        self._wait(insist_s)
         return self.counts()
 
     flush = wait
+
+    def _wait(self, insist_s: float | None, *, is_exit: bool = False) -> None:
+        if self._home is not None:
+            where = self._destination_key()
+            self._dispatch().wait(self.is_delivered, destination=where, insist_s=insist_s, is_exit=is_exit)
 
     def sync(self) -> None:
         """Wait until what was recorded here would survive a power cut (0.2-2.7 ms on an idle disk)."""
@@ -749,7 +753,7 @@ class Run:
     def settle(self, *, insist_s: float | None = None) -> None:
         """Wait for an ended run's delivery and print its line; the exit does this."""
         if self._home is not None and not self._is_told:
-            self.wait(insist_s=insist_s)
+            self._wait(insist_s, is_exit=True)
             self.tell()
         closing.forget(self)
 

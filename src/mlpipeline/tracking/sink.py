@@ -591,6 +591,11 @@ class MlflowSink:
 
     # --- connection ------------------------------------------------------------------------------
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether MLflow is imported and the store is there; of a server nothing was asked yet."""
+        return self._client is not None
+
     def _connected(self, root: str | None = None) -> MlflowClient:
         if self._client is None:
             from mlflow import MlflowClient

@@ -22,6 +22,9 @@ from mlpipeline.tracking.sink import Destination, Unavailable
 if TYPE_CHECKING:
     from mlpipeline.tracking.home import Home
 
+_PATIENCE_S = 35.0
+"""Somebody else's courier may be in the middle of a request, which takes 30 seconds at most."""
+
 
 def send_all(home: Home, *, owns_process: bool = False, is_for_anybody: bool = False) -> None:
     """Send what a home holds, here and now.
@@ -44,7 +47,8 @@ def send_all(home: Home, *, owns_process: bool = False, is_for_anybody: bool = F
         dispatch.make_room()
         courier = Courier(home, identity, secret=dispatch.secret(), owns_process=owns_process, mode="sync")
         if not courier.run(until_idle=True):
-            dispatch.wait(partial(_are_done, home, {delivery.folder.uid for delivery in deliveries}))
+            uids = {delivery.folder.uid for delivery in deliveries}
+            dispatch.wait(partial(_are_done, home, uids), patience_s=_PATIENCE_S, has_asked=True)
 
 
 def _by_identity(home: Home) -> dict[str, list[RunDelivery]]:
