@@ -159,9 +159,8 @@ def test_an_unanswered_request_ends_with_its_client_or_with_the_proxy(proxy, tak
     proxy.fault = faults.unanswered
     with contextlib.closing(
         http.client.HTTPConnection(proxy.uri.removeprefix("http://"), timeout=0.2)
-    ) as one:
-        with pytest.raises(TimeoutError):
-            send(one)
+    ) as one, pytest.raises(TimeoutError):
+        send(one)
     errors = []
 
     def wait():
