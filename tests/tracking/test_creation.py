@@ -82,6 +82,18 @@ def test_a_create_whose_answer_was_lost_is_found_and_not_made_again(
     assert (["FINISHED"], ["READY"], ["1"]) == left(server.uri, run)
 
 
+def test_a_link_whose_answer_was_lost_is_there(
+    proxy: FaultyProxy, server, deliver: Callable[[], None]
+) -> None:
+    """MLflow refuses to link a model to its run once more; that costs neither the model nor its version."""
+    run = recorded(proxy)
+    proxy.fault = only("/runs/outputs", first(1, cut))
+    deliver()
+    deliver()
+    assert (["FINISHED"], ["READY"], ["1"]) == left(server.uri, run)
+    assert 0 == run.counts().refused
+
+
 class Late:
     """A create that the server commits only after its look-up: the request hangs on the way."""
 

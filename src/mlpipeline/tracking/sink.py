@@ -438,7 +438,6 @@ class MlflowSink:
         """
 
         def send() -> None:
-            from mlflow.entities import LoggedModelOutput
             from mlflow.models import Model
 
             client = self._connected()
@@ -449,22 +448,25 @@ class MlflowSink:
                 about.save(str(folder / "MLmodel"))
                 client.log_model_artifacts(model_id, str(folder))
             client.finalize_logged_model(model_id, "READY")
-            client.log_outputs(run_id, [LoggedModelOutput(model_id, step=step)])
+            self._link(client, model_id, run_id, step)
 
         self._do(send)
 
     def take_model(self, model_id: str, run_id: str) -> None:
         """Link a model to one more run; again changes nothing."""
+        self._do(lambda: self._link(self._connected(), model_id, run_id, 0))
 
-        def send() -> None:
-            from mlflow.entities import LoggedModelOutput
+    @staticmethod
+    def _link(client: MlflowClient, model_id: str, run_id: str, step: int) -> None:
+        from mlflow.entities import LoggedModelOutput
 
-            client = self._connected()
+        try:
+            client.log_outputs(run_id, [LoggedModelOutput(model_id, step=step)])
+        except Exception:
+            # A link that is there already is refused: it was made, and the answer got lost.
             outputs = client.get_run(run_id).outputs
             if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
-                client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-
-        self._do(send)
+                raise
 
     def log_evaluation(self, run_id: str, model_id: str, record: Mapping[str, Any]) -> None:
         """Store metrics of a model, whichever run logged it, and link it to this run; again changes nothing.
