@@ -1,7 +1,7 @@
 """What can be run on this repository: `nox -l` lists it, `nox` runs tests, lint and types.
 
 Sessions install with the tested set of versions (constraints.txt) and keep their environments, so
-that a second run is quick. Only `tests`, `contract` and `bench` install the frameworks.
+that a second run is quick. Only `tests`, `contract`, `faults` and `bench` install the frameworks.
 """
 
 from __future__ import annotations
@@ -66,6 +66,15 @@ def contract(session: nox.Session) -> None:
     """Try the rules of the contract on every integration, and print the table rule x integration."""
     install(session, "-e", ".[all,dev]")
     session.run("pytest", "tests/contract", *session.posargs, env=QUIET)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Try trainings under every fault, and write docs/reliability.md; an hour, or what is named: `-- -k tracker`."""
+    install(session, "-e", ".[all,dev]")
+    # One after the other: what a fault costs in seconds is measured.
+    wanted = ["-m", "faults or not faults", "--page", *session.posargs]
+    session.run("pytest", "tests/faults", *wanted, env=QUIET)
 
 
 @nox.session

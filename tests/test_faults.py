@@ -157,6 +157,10 @@ def test_a_delayed_request_takes_its_time(proxy, taken):
 def test_an_unanswered_request_ends_with_its_client_or_with_the_proxy(proxy, taken):
     """The client's own patience, or the connection, breaks first; the server hears nothing."""
     proxy.fault = faults.unanswered
+    with (
+        contextlib.closing(http.client.HTTPConnection(proxy.uri.removeprefix("http://"), timeout=0.2)) as one,
+        pytest.raises(TimeoutError),
+    ):
     with contextlib.closing(
         http.client.HTTPConnection(proxy.uri.removeprefix("http://"), timeout=0.2)
     ) as one, pytest.raises(TimeoutError):

@@ -1,0 +1,41 @@
+"""Every scenario with every integration that it could matter for: nothing lost, nothing doubled, no stall."""
+
+from __future__ import annotations
+
+import pytest
+from harness.page import ROW
+from harness.scenarios import SCENARIOS
+from harness.trying import attempt
+
+IN_THE_SUITE = {("cut-creates", "tracker")}
+
+CASES = [
+    pytest.param(
+        scenario,
+        integration,
+        id=f"{scenario.key}-{integration}",
+        marks=()
+        if (scenario.key, integration) in IN_THE_SUITE
+        else (pytest.mark.faults, pytest.mark.timeout(600)),
+    )
+    for scenario in SCENARIOS
+    for integration in scenario.integrations
+]
+
+
+@pytest.mark.server
+@pytest.mark.process
+@pytest.mark.parametrize(("scenario", "integration"), CASES)
+def test_nothing_is_lost_or_doubled(scenario, integration, bench, record_property):
+    """And the training is what it would have been without us."""
+    outcome = attempt(bench, scenario, integration)
+    row = {"key": f"{scenario.key} {integration}", "scenario": scenario.key, "integration": integration}
+    record_property(ROW, {**row, **outcome.row()})
+    assert {} == dict(outcome.lost), "lost"
+    assert {} == dict(outcome.doubled), "doubled"
+    assert ([scenario.status] if scenario.status else []) == outcome.statuses
+    assert scenario.sync_code == outcome.sync_codes[-1]
+    assert outcome.exit_codes[0] == outcome.exit_codes[1], outcome.stderr
+    assert outcome.is_same_result
+    assert "During handling" not in outcome.stderr
+    assert outcome.longer_s <= scenario.longer_at_most_s
