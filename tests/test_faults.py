@@ -161,9 +161,6 @@ def test_an_unanswered_request_ends_with_its_client_or_with_the_proxy(proxy, tak
         contextlib.closing(http.client.HTTPConnection(proxy.uri.removeprefix("http://"), timeout=0.2)) as one,
         pytest.raises(TimeoutError),
     ):
-    with contextlib.closing(
-        http.client.HTTPConnection(proxy.uri.removeprefix("http://"), timeout=0.2)
-    ) as one, pytest.raises(TimeoutError):
         send(one)
     errors = []
 
