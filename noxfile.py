@@ -18,6 +18,8 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_external_run = True
 
+# A file stays with one worker, for its fixtures; conftest.py says which come first.
+PARALLEL = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")
 # MLflow knows the one, the packages beside it the other; both only in this spelling.
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 
@@ -57,8 +59,8 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests and the code blocks of README and docs, with every framework installed."""
     install(session, "-e", ".[all,dev]")
-    # Most of them wait for processes and servers. A file stays with one worker, for its fixtures.
-    session.run("pytest", "-n", "3", "--dist", "loadfile", *session.posargs, env=QUIET)
+    # Three at a time on two cores: most of them wait for processes and servers.
+    session.run("pytest", *PARALLEL, *session.posargs, env=QUIET)
 
 
 @nox.session

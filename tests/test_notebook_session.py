@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from jupyter_client.manager import KernelManager
 
 import mlpipeline
 from mlpipeline.testing.places import wait_until
-from mlpipeline.tracking.account import courier_reports
+from mlpipeline.tracking.account import accounts, courier_reports
 from mlpipeline.tracking.home import Home
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
@@ -81,12 +81,20 @@ def test_every_cell_leaves_the_true_status_behind(store_uri, home, mlflow_client
         assert run_cell(client, "first = train('again')") is None
         assert run_cell(client, "kept = first.run_id") is None
         expected = {"whole": "FINISHED", "broken": "FAILED", "stopped": "KILLED", "again": "FINISHED"}
-        wait_until(lambda: expected == statuses_of(mlflow_client(store_uri)), home=home)
+        with suppress(AssertionError):
+            wait_until(lambda: expected == statuses_of(mlflow_client(store_uri)), home=home)
+        assert expected == statuses_of(mlflow_client(store_uri)), journals_of(home)
         client.execute("train('killed', lambda epoch: time.sleep(0.05), 9999)")
         wait_until(lambda: "killed" in statuses_of(mlflow_client(store_uri)), home=home)
         os.kill(manager.provisioner.pid, signal.SIGKILL)
         wait_until(lambda: statuses_of(mlflow_client(store_uri))["killed"] == "KILLED", home=home)
     wait_until(lambda: not courier_reports(Home(home)), home=home)
+
+
+def journals_of(home):
+    """What is left in the home, for a failure's message."""
+    log = Path(home, "courier.log")
+    return [*map(str, accounts(Home(home))), log.read_text("utf-8") if log.exists() else "no log"]
 
 
 def statuses_of(client):
