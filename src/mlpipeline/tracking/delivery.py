@@ -501,8 +501,9 @@ class RunDelivery:
             run = sink.get_run(run_id)
             newest = int(run.data.tags.get(ATTEMPT_TAG, 0) or 0)
             if newest <= int(end["attempt"]):
-                if self.state.dropped:
-                    sink.set_tags(run_id, {"mlpipeline.dropped": str(self.state.dropped)})
+                missing = {"dropped": self.state.dropped, "damaged": self.state.damaged}
+                if told := {f"mlpipeline.{name}": str(count) for name, count in missing.items() if count}:
+                    sink.set_tags(run_id, told)
                 sink.set_status(run_id, end["status"], int(end["end_ms"]) or None)
         except Refused as refused:
             self._give_up(str(refused))

@@ -233,7 +233,9 @@ class JournalWriter:
         path = self.folder.segment(self.name, number)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(path, flags, 0o600)
-        header = {**self._header, "writer": self.name, "host": liveness.host_id(), "pid": os.getpid()}
+        # The preamble's version has no checksum; this one has.
+        about = {"writer": self.name, "host": liveness.host_id(), "pid": os.getpid()}
+        header = {**self._header, **about, "format": records.FORMAT_VERSION}
         # Twice: without a header nothing of a journal can be delivered, so no one damaged place may cost it.
         twice = (next(self._sequence), next(self._sequence))
         start = records.preamble() + records.json_frames(twice, Kind.RUN, header)

@@ -190,10 +190,18 @@ class JournalReader:
     def _check_version(self, data: bytes, number: int) -> bool:
         if len(data) < records.PREAMBLE.size:
             return False
-        magic, version, _ = records.PREAMBLE.unpack(data)
-        if magic == b"MLPJ" and version > records.FORMAT_VERSION:
+        magic, version, zero = records.PREAMBLE.unpack(data)
+        if magic == b"MLPJ" and version > records.FORMAT_VERSION and not self._is_of_ours(number):
             raise JournalTooNewError(self.folder.segment(self.writer, number), version)
-        return bool(magic == b"MLPJ")
+        return bool(magic == b"MLPJ" and 0 < version <= records.FORMAT_VERSION and not zero)
+
+    def _is_of_ours(self, number: int) -> bool:
+        """Tell whether a segment's header says a version that is known here: its preamble is damaged."""
+        with open(self.folder.segment(self.writer, number), "rb") as file:
+            file.seek(records.PREAMBLE.size)
+            found = records.scan(file.read(_HEADER_BYTES), 0, is_final=False).frames
+        headers = [frame.json() for frame in found if frame.kind is Kind.RUN]
+        return any(int(header.get("format", 2**31)) <= records.FORMAT_VERSION for header in headers)
 
     def _prime(self, file: Any, is_final: bool) -> None:
         # Starting in the middle of a segment: its header and key sets stand before the position.
