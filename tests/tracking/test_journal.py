@@ -309,7 +309,7 @@ os._exit(0)
 
 
 class Crashes(RuleBasedStateMachine):
-    """Any interleaving of append, torn write, read, acknowledge and restart loses nothing."""
+    """Any interleaving of append, full disk, torn write, read, acknowledge, truncate and restart loses nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -336,6 +336,30 @@ class Crashes(RuleBasedStateMachine):
             assert self.writer.append_metrics((f"k{self.step % 3}",), [float(self.step)], self.step, 1)
             self.written.append(self.step)
             self.step += 1
+
+    @rule(room=st.integers(0, 80))
+    def meet_a_full_disk(self, room: int) -> None:
+        """A record goes in whole or not at all, and what did not is counted."""
+        path = self.writer.folder.segment(self.writer.name, self.writer._segment)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        dropped = self.writer.dropped
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, before[1]))
+        try:
+            is_written = self.writer.append_metrics(("k",), [float(self.step)], self.step, 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        if is_written:
+            self.written.append(self.step)
+        assert self.writer.dropped == dropped + (not is_written)
+        self.step += 1
+
+    @rule()
+    def truncate(self) -> None:
+        """Delete the segments that are acknowledged, as the courier does."""
+        for name, numbers in self.writer.folder.writers().items():
+            for number in numbers:
+                if number < self.acknowledged.get(name, (0, 0))[0]:
+                    self.writer.folder.segment(name, number).unlink()
 
     @rule(torn=st.binary(max_size=40))
     def crash(self, torn: bytes) -> None:

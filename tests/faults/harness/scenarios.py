@@ -401,8 +401,8 @@ SCENARIOS = (
     Scenario(
         "drip",
         "Answers a byte at a time",
-        "Each answer drips, a byte every 10 ms.",
-        network(lambda: faults.dripped(0.01)),
+        "Each answer drips, a byte every millisecond.",
+        network(lambda: faults.dripped(0.001)),
         lasts=True,
         longer_at_most_s=20.0,
     ),
