@@ -322,6 +322,7 @@ class Crashes(RuleBasedStateMachine):
         self.read: list[int] = []
         self.acknowledged: dict[str, tuple[int, int]] = {}
         self.count_at_acknowledge = 0
+        self.torn = 0
         self.readers: dict[str, JournalReader] = {}
         self.writer = self.begin()
 
@@ -369,6 +370,7 @@ class Crashes(RuleBasedStateMachine):
         self.writer.close()
         with path.open("ab") as file:
             file.write(frame[: len(torn)])
+        self.torn += bool(torn)
         self.writer = self.begin()
 
     @rule()
@@ -403,6 +405,7 @@ class Crashes(RuleBasedStateMachine):
         for _ in range(2 + len(self.written) + 3 * len(self.writer.folder.writers())):
             self.deliver()
         assert sorted(self.read) == self.written
+        assert sum(reader.damaged for reader in self.readers.values()) <= self.torn
         self.folder_of_test.cleanup()
 
 
