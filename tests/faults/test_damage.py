@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from harness.page import FIGURE
+from harness.page import FIGURE, figure
 
 from mlpipeline import MLflowConfig
 from mlpipeline.tracking import records
@@ -100,7 +100,7 @@ def test_cut_at_every_byte_a_journal_has_every_frame_that_is_whole(journal, tmp_
         assert damaged == (cut > records.PREAMBLE.size and cut not in ends), cut
     title = "A journal cut at every byte"
     text = f"{len(data) + 1} cuts: every whole record is read, none is wrong, the torn one is counted"
-    record_property(FIGURE, {"key": title, "title": title, "text": text})
+    record_property(FIGURE, figure(title, text))
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.faults)])
@@ -122,7 +122,7 @@ def test_a_flipped_bit_costs_its_own_frame_and_makes_no_wrong_value(
         assert damaged >= 1, bit
     title = f"{count} flipped bits in a journal"
     text = "every undamaged record is read, none is wrong, and every flip is counted"
-    record_property(FIGURE, {"key": title, "title": title, "text": text})
+    record_property(FIGURE, figure(title, text))
 
 
 def test_a_journal_of_a_newer_version_is_told_from_one_with_a_damaged_version(journal, tmp_path):
@@ -182,4 +182,4 @@ def test_what_a_cut_journal_holds_is_what_mlflow_gets(every, store_uri, home, ml
         tried += 1
     title = f"The same, delivered, at every {every}th byte"
     text = f"{tried} runs in MLflow: exactly the whole records, KILLED, the damage tagged"
-    record_property(FIGURE, {"key": title, "title": title, "text": text})
+    record_property(FIGURE, figure(title, text))

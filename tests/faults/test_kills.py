@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from harness.page import FIGURE
+from harness.page import FIGURE, figure
 
 from mlpipeline.testing.faults import FaultyProxy
 from mlpipeline.testing.places import wait_until
@@ -55,9 +55,13 @@ def stop_couriers(home):
 
 @pytest.mark.process
 @pytest.mark.server
-@pytest.mark.parametrize("is_up", [pytest.param(True, id="up"), pytest.param(False, id="down")])
 @pytest.mark.parametrize(
-    "count", [5, pytest.param(100, marks=[pytest.mark.faults, pytest.mark.timeout(900)])]
+    ("count", "is_up"),
+    [
+        pytest.param(5, True, id="5-up"),
+        pytest.param(100, True, id="100-up", marks=[pytest.mark.faults, pytest.mark.timeout(900)]),
+        pytest.param(100, False, id="100-down", marks=[pytest.mark.faults, pytest.mark.timeout(900)]),
+    ],
 )
 def test_what_was_recorded_before_kill_9_arrives_once(
     count, is_up, server, home, mlflow_client, record_property
@@ -121,4 +125,4 @@ def test_what_was_recorded_before_kill_9_arrives_once(
     text = f"{len(runs)} runs, {points_there} points, 0 lost, 0 doubled, all KILLED"
     if is_up:
         text += f", {sorted(latest_s)[len(latest_s) // 2]:.1f} s after the kill in the middle, {max(latest_s):.1f} s at most"
-    record_property(FIGURE, {"key": title, "title": title, "text": text})
+    record_property(FIGURE, figure(title, text))

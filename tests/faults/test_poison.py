@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from harness.page import FIGURE
+from harness.page import FIGURE, figure
 
 from mlpipeline import MLflowConfig
 from mlpipeline.tracking.opening import open_run
@@ -63,4 +63,4 @@ def test_poison_is_isolated_listed_and_told(server, mlflow_client, record_proper
     text = (
         "5 records refused and listed with the reason, the other 999 of their batch stored; sync ends with 3"
     )
-    record_property(FIGURE, {"key": title, "title": title, "text": text})
+    record_property(FIGURE, figure(title, text))

@@ -8,22 +8,16 @@ from harness.scenarios import SCENARIOS
 from harness.trying import attempt
 
 TRIES = 3
-IN_THE_SUITE = {("cut-creates", "tracker")}
 
 CASES = [
-    pytest.param(
-        scenario,
-        integration,
-        id=f"{scenario.key}-{integration}",
-        marks=()
-        if (scenario.key, integration) in IN_THE_SUITE
-        else (pytest.mark.faults, pytest.mark.timeout(600)),
-    )
+    pytest.param(scenario, integration, id=f"{scenario.key}-{integration}")
     for scenario in SCENARIOS
     for integration in scenario.integrations
 ]
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(900)
 @pytest.mark.server
 @pytest.mark.process
 @pytest.mark.parametrize(("scenario", "integration"), CASES)

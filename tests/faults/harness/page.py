@@ -38,6 +38,11 @@ def render(found):
     )
 
 
+def figure(title, text):
+    """A row beside the table; one of greater numbers takes the place of the same one of smaller."""
+    return {"key": re.sub(r"\d+", "N", title), "title": title, "text": text}
+
+
 def written(page, text):
     """Return the page with the tables between its markers."""
     between = re.compile(f"(?<={re.escape(BEGIN)}\n).*(?={re.escape(END)})", re.DOTALL)

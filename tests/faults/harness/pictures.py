@@ -67,9 +67,14 @@ def picture(uri, name):
         is_ready = str(model.status).endswith("READY")
         files = sum(1 for _ in client.list_logged_model_artifacts(model.model_id)) if is_ready else 0
         facts["model", model.name, names.get(model.source_run_id), str(model.status), files > 0] += 1
-    for version in client.search_model_versions(f"name = '{name}'"):
+    versions = client.search_model_versions(f"name = '{name}'")
+    for version in versions:
         facts["version", names.get(version.run_id), version.current_stage] += 1
-        facts.update(("alias", alias) for alias in version.aliases)
+    if versions:
+        # A search gives no aliases. Each points to the version of a run.
+        runs_of = {str(version.version): names.get(version.run_id) for version in versions}
+        aliases = client.get_registered_model(name).aliases
+        facts.update(("alias", alias, runs_of[str(version)]) for alias, version in aliases.items())
     return Picture(facts, statuses)
 
 

@@ -377,7 +377,7 @@ class Stage:
             codes.append(self.command("sync")[0])
             if codes[-1] != 1 and not (until_away and list(self.seen_home.runs())):
                 break
-            time.sleep(1)
+            time.sleep(1 if codes[-1] == 1 else 8)
         return codes
 
     def look(self):
