@@ -43,6 +43,7 @@ def main() -> None:
     search.fit(X_train, y_train)
     found = search.evaluate(X_test, y_test)
     print(f"run {search.run_id_}: {search.best_params_}, {found['test_accuracy_score']:.2f} on the test set")
+    print(f"registered as version {search.model_version_}")  # waits until it is
 
     mlflow.set_tracking_uri("sqlite:///mlflow.db")
     champion = mlflow.pyfunc.load_model("models:/penguins@champion")

@@ -62,7 +62,7 @@ class MLflowEstimator(MetaEstimatorMixin, BaseEstimator):
 
     A clone of *estimator* is fitted, as meta-estimators of scikit-learn do. The run is FINISHED when
     ``fit`` returns, FAILED or KILLED when it raises; `evaluate` adds to it. Nothing here waits for MLflow
-    but reading `run_id_` and `model_uri_`.
+    but reading `run_id_`, `model_uri_` and `model_version_`.
 
     Args:
         estimator: An estimator, `Pipeline` or search.
@@ -73,6 +73,8 @@ class MLflowEstimator(MetaEstimatorMixin, BaseEstimator):
             ``coef_``, ``n_features_in_`` and ``feature_names_in_``, are attributes here too.
         run_id_: MLflow's id of the run; waits when it is read. None where nothing was recorded.
         model_uri_: ``models:/…`` of the logged model; waits when it is read.
+        model_version_: The version it was registered as, whose aliases are set by then; waits when it is read.
+            None where it is not registered.
     """
 
     def __init__(self, estimator: Any, config: Any = None) -> None:
@@ -228,7 +230,7 @@ class MLflowEstimator(MetaEstimatorMixin, BaseEstimator):
             raise NotFittedError(
                 f"there is no {name} before the fit; write MLflowEstimator(...).fit(X, y) first"
             )
-        if name in {"run_id_", "model_uri_"}:
+        if name in {"run_id_", "model_uri_", "model_version_"}:
             return getattr(self._run, name[:-1]) if self._run is not None else None
         return getattr(self.estimator_, name)
 
