@@ -308,6 +308,26 @@ os._exit(0)
         os.kill(child, signal.SIGKILL)
 
 
+def test_every_segment_is_read_without_the_ones_before_it(tmp_path: Path) -> None:
+    """They may be acknowledged and deleted: the first points of a segment need its own key set, too."""
+    writer = JournalWriter(Home(tmp_path / "h"), "run", {"role": "opener"}, segment_bytes=900)
+    for step in range(100):
+        assert writer.append_metrics(("loss",), [0.5], step, 1)
+    writer.close()
+    numbers = writer.folder.writers()[writer.name]
+    assert len(numbers) > 3
+    steps = []
+    for number in numbers:
+        known = records.KeySets()
+        data = writer.folder.segment(writer.name, number).read_bytes()[records.PREAMBLE.size :]
+        for frame in records.scan(data, records.PREAMBLE.size, is_final=True).frames:
+            if frame.kind is Kind.KEYS:
+                known.learn(frame)
+            elif frame.kind is Kind.METRICS:
+                steps += [point.step for point in known.points(frame)]
+    assert list(range(100)) == steps
+
+
 class Crashes(RuleBasedStateMachine):
     """Any interleaving of append, full disk, torn write, read, acknowledge, truncate and restart loses nothing."""
 

@@ -310,7 +310,7 @@ class JournalWriter:
             timestamp_ms = key_set.settle(step, timestamp_ms)
             body = key_set.pack(next(self._sequence), 3, key_set.id, timestamp_ms, step, *values)
             frame = records.framed(body)
-            if key_set.segment != self._segment:
+            if key_set.segment != self._segment or self._size + len(frame) > self._segment_bytes:
                 return self._write_with_keys(key_set, frame)
             return self._write(frame, len(values))
 
