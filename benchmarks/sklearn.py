@@ -136,11 +136,15 @@ def main() -> None:
 def deliver(home: Path) -> None:
     """Wait until all of ours is in MLflow."""
     from mlpipeline.tracking import closing
+    from mlpipeline.tracking.account import accounts
+    from mlpipeline.tracking.home import Home
 
     for run in closing.watched():
         run.settle(insist_s=120)
-    deadline_s = time.monotonic() + 300
-    while time.monotonic() < deadline_s and list((home / "runs").glob("*")):  # what worker processes opened
+    deadline_s = time.monotonic() + 120
+    while any(account.counts.pending for account in accounts(Home(home))):  # what worker processes opened
+        if time.monotonic() > deadline_s:
+            raise SystemExit("two minutes did not do to deliver it all")
         (home / "hurry").touch()
         time.sleep(0.2)
 
