@@ -222,7 +222,7 @@ class Run:
         keys = tuple(metrics)
         plan = self._plans.get(keys) or self._plan(keys)
         try:
-            values = [float(value) for value in metrics.values()]
+            values = [*map(float, metrics.values())]
         except (TypeError, ValueError):
             raise _not_a_number(metrics) from None
         picked = plan[0]
