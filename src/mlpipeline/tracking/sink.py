@@ -28,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 
 from mlpipeline.core.credentials import public_uri, with_credentials
 from mlpipeline.tracking import registry
+from mlpipeline.tracking.rows import PointRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -225,6 +226,7 @@ class MlflowSink:
         self._timeout_s = timeout_s
         self._owns_process = owns_process
         self._client: MlflowClient | None = None
+        self._rows: PointRows | None = None
 
     # --- runs ------------------------------------------------------------------------------------
 
@@ -354,10 +356,17 @@ class MlflowSink:
 
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:
         """Store points of metrics, at most `METRICS_PER_REQUEST`; storing them again changes nothing."""
-        from mlflow.entities import Metric
 
-        metrics = [Metric(point.key, point.value, point.timestamp_ms, point.step) for point in points]
-        self._do(lambda: self._connected().log_batch(run_id, metrics=metrics))
+        def send() -> None:
+            client = self._connected()
+            if self._rows is not None and self._rows.insert(run_id, points):
+                return
+            from mlflow.entities import Metric
+
+            metrics = [Metric(point.key, point.value, point.timestamp_ms, point.step) for point in points]
+            client.log_batch(run_id, metrics=metrics)
+
+        self._do(send)
 
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         """Store params, at most `PARAMS_PER_REQUEST`; a changed one refuses them all."""
@@ -612,7 +621,9 @@ class MlflowSink:
 
                 self._client = client_of(*uris, timeout_s=self._timeout_s)
             else:
-                self._client = MlflowClient(*uris)
+                client = MlflowClient(*uris)
+                self._rows = PointRows.of(client) if where.is_sqlite else None
+                self._client = client
         return self._client
 
     def _make_store(self, root: str | None) -> None:
