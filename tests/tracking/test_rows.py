@@ -1,4 +1,4 @@
-"""Points as rows of MLflow's tables: to the last column what MLflow itself would have stored."""
+"""Points on the short way, as rows or as JSON: to the last column what MLflow itself would have stored."""
 
 from __future__ import annotations
 
@@ -134,3 +134,25 @@ def test_the_schema_of_this_mlflow_is_known():
     from mlflow.store.db.utils import _get_latest_schema_revision
 
     assert _get_latest_schema_revision() in rows.KNOWN_REVISIONS
+
+
+@pytest.mark.server
+def test_a_server_is_told_what_mlflows_client_tells_it(server):
+    """Points skip its entities and messages on their way into JSON."""
+    from mlflow.entities import Metric
+
+    told = [
+        Point("loss", value, 1000 + at, -at) for at, value in enumerate((1.5, math.nan, math.inf, -math.inf))
+    ]
+    sink, client = sink_of(server.uri), MlflowClient(server.uri)
+    ours, theirs = new_run(sink), new_run(sink)
+    sink.log_points(ours, told)
+    client.log_batch(theirs, [Metric(one.key, one.value, one.timestamp_ms, one.step) for one in told])
+    found = [
+        sorted(
+            (one.step, one.timestamp, repr(one.value)) for one in client.get_metric_history(run_id, "loss")
+        )
+        for run_id in (ours, theirs)
+    ]
+    assert found[1] == found[0]
+    assert 4 == len(found[0])

@@ -8,7 +8,10 @@ failure tells all of it; when to ask again is the courier's business.
 ::
 
     MlflowClient ─ tracking, registry ─► _Tracking, _Registry ─ ask ─► server     200: parsed by MLflow
-                                                                        429, 5xx: Unavailable
+    points of metrics ─────────────────► post_points ───────────┘       429, 5xx: Unavailable
+
+Points, of which there are many, skip the entities, messages and dicts that MLflow's client makes of each:
+29 us of processor time for one, 3 as JSON.
 
 Imports MLflow, most of which has no types; only `mlpipeline.tracking.sink` may import it, when it connects.
 """
@@ -17,12 +20,15 @@ Imports MLflow, most of which has no types; only `mlpipeline.tracking.sink` may 
 from __future__ import annotations
 
 import json
+import math
 import time
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
+from mlflow.protos.service_pb2 import LogBatch
 from mlflow.store.model_registry.rest_store import RestStore as RegistryStore
 from mlflow.store.tracking.rest_store import RestStore as TrackingStore
 from mlflow.tracking._model_registry.client import ModelRegistryClient
@@ -32,6 +38,11 @@ from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 
 from mlpipeline.tracking.sink import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlpipeline.tracking.records import Point
 
 REQUEST_TIMEOUT_S = 30
 
@@ -67,7 +78,16 @@ def _ask(
     timeout_s: float = REQUEST_TIMEOUT_S,
 ) -> Any:
     """Make one call, as mlflow.utils.rest_utils.call_endpoint does, and fill its *answer*."""
-    body = json.loads(json_body) if json_body is not None else None
+    headers = dict(headers or {})
+    if urlsplit(creds.host).scheme == "http":
+        # MLflow's default server holds back the end of an answer on a kept connection until the start of
+        # it is acknowledged (Nagle's algorithm), which this side delays by 40 ms. A new one costs 1.
+        headers["Connection"] = "close"
+    if method == "GET":
+        content: dict[str, Any] = {"params": json.loads(json_body) if json_body is not None else None}
+    else:
+        headers["Content-Type"] = "application/json"
+        content = {"data": json_body.encode() if json_body is not None else None}
     response = http_request(
         creds,
         endpoint,
@@ -76,7 +96,7 @@ def _ask(
         raise_on_status=False,
         timeout=timeout_s,
         extra_headers=headers,
-        **{"params" if method == "GET" else "json": body},
+        **content,
     )
     if response.status_code in _BUSY:
         raise Unavailable(
@@ -86,6 +106,28 @@ def _ask(
         )
     parse_dict(json.loads(verify_rest_response(response, endpoint).text), answer)
     return answer
+
+
+def post_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
+    """Store points of metrics through a client that `client_of` made, as its ``log_batch`` would."""
+    metrics = [
+        {
+            "key": point.key,
+            "value": _in_json(point.value),
+            "timestamp": point.timestamp_ms,
+            "step": point.step,
+        }
+        for point in points
+    ]
+    store: _Tracking = client._tracking_client.store  # noqa: SLF001 - MLflow has no public way to it
+    store._call_endpoint(LogBatch, json.dumps({"run_id": run_id, "metrics": metrics}))  # noqa: SLF001 - the same
+
+
+def _in_json(value: float) -> float | str:
+    """Return a value as protobuf's JSON has it: numbers that are not finite by their names."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _retry_after_s(value: str | None) -> float | None:

@@ -361,6 +361,11 @@ class MlflowSink:
             client = self._connected()
             if self._rows is not None and self._rows.insert(run_id, points):
                 return
+            if self.destination.is_http:
+                from mlpipeline.tracking.rest import post_points
+
+                post_points(client, run_id, points)
+                return
             from mlflow.entities import Metric
 
             metrics = [Metric(point.key, point.value, point.timestamp_ms, point.step) for point in points]
