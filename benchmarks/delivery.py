@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-# Files beside this one have the names of packages, and their folder comes first.
-sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+# Files beside this one have the names of packages, and their folder came first.
+HERE = Path(__file__).resolve().parent
+sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE), str(HERE)]
 
+from figures import Figures
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
@@ -44,12 +44,6 @@ with MLflowTracker(tracking_uri=sys.argv[1], experiment_name="courier") as track
         tracker.log_metrics({"loss": 1 / (step + 1), "acc": 0.5, "lr": 1e-3, "norm": 1.0}, step=step)
         time.sleep(0.1)
 """
-
-
-def spread(values: list[float]) -> dict[str, object]:
-    """Return median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return {"median": middle, "quartiles": [low, high], "n": len(values)}
 
 
 def sent_by_mlflow(client: MlflowClient, points: int) -> float:
@@ -80,8 +74,8 @@ def delivered(home: Home, config: MLflowConfig, points: int) -> float:
     return took_s
 
 
-def rates(uri: str, home: Home, points: int, rounds: int) -> list[dict[str, object]]:
-    """Return the rows of one store."""
+def rates(uri: str, home: Home, points: int, rounds: int, figures: Figures) -> None:
+    """Add the rows of one store."""
     client = MlflowClient(uri, uri)
     client.create_experiment("rate")
     config = MLflowConfig.of({"delivery": "offline", "tracking_uri": uri, "experiment_name": "rate"})
@@ -96,15 +90,9 @@ def rates(uri: str, home: Home, points: int, rounds: int) -> list[dict[str, obje
             if number:
                 kept.append(points / took_s)
     name = "server" if uri.startswith("http") else "sqlite"
-    return [
-        {"way": name, "measure": "delivered metrics per second", **spread(ours)},
-        {"way": name, "measure": "metrics per second by log_batch(1000)", **spread(theirs)},
-        {
-            "way": name,
-            "measure": "rate, ratio to log_batch(1000)",
-            **spread([a / b for a, b in zip(ours, theirs)]),
-        },
-    ]
+    figures.add(name, "delivered metrics per second", ours)
+    figures.add(name, "metrics per second by log_batch(1000)", theirs)
+    figures.add(name, "rate, ratio to log_batch(1000)", [a / b for a, b in zip(ours, theirs)])
 
 
 def resident_mb(pid: int) -> float:
@@ -131,8 +119,8 @@ def until(holds, at_most_s: float = 60.0) -> float:
     return time.perf_counter() - began_s
 
 
-def courier(uri: str, folder: Path, rounds: int) -> list[dict[str, object]]:
-    """Return the rows of a courier beside a training."""
+def courier(uri: str, folder: Path, rounds: int, figures: Figures) -> None:
+    """Add the rows of a courier beside a training."""
     client = MlflowClient(uri, uri)
     found: dict[str, list[float]] = {}
 
@@ -178,7 +166,8 @@ def courier(uri: str, folder: Path, rounds: int) -> list[dict[str, object]]:
         experiment = client.get_experiment_by_name("courier")
         seen |= {run.info.run_id for run in client.search_runs([experiment.experiment_id])}
     name = "server" if uri.startswith("http") else "sqlite"
-    return [{"way": name, "measure": measure, **spread(values)} for measure, values in found.items()]
+    for measure, values in found.items():
+        figures.add(name, measure, values)
 
 
 def main() -> None:
@@ -191,7 +180,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=3, help="couriers watched per store")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    rows = []
+    figures = Figures()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLPIPELINE_HOME": str(folder / "home")}
@@ -200,13 +189,10 @@ def main() -> None:
         served = stack.enter_context(serving(folder, f"sqlite:///{folder}/served.db"))
         time.sleep(5)  # its workers settle
         for uri in (store, served.uri):
-            rows += rates(uri, Home(folder / "home"), options.points, options.rounds)
-            rows += courier(uri, folder, options.starts)
-    for row in rows:
-        low, high = row["quartiles"]
-        print(f"{row['way']:8} {row['median']:10.2f} [{low:.2f}, {high:.2f}] {row['measure']}")
-    if options.json:
-        options.json.write_text(json.dumps({"benchmark": "delivery", "rows": rows}, indent=2))
+            rates(uri, Home(folder / "home"), options.points, options.rounds, figures)
+            courier(uri, folder, options.starts, figures)
+    figures.show()
+    figures.write(options.json, "delivery")
 
 
 if __name__ == "__main__":

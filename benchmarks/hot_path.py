@@ -11,25 +11,18 @@ MLflow's own threads do it.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-# Files beside this one have the names of packages, and their folder comes first.
-sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+# Files beside this one have the names of packages, and their folder came first.
+HERE = Path(__file__).resolve().parent
+sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE), str(HERE)]
 
 METRICS = {"loss": 0.5, "accuracy": 0.9, "lr": 1e-3, "norm": 2.0}
 PEER_CALLS = 200
-
-
-def spread(values: list[float]) -> dict[str, object]:
-    """Return median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"median": middle, "quartiles": [low, high], "n": len(values)}
 
 
 def resident_mb() -> float:
@@ -53,6 +46,8 @@ def main() -> None:
     folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLPIPELINE_HOME": f"{folder.name}/home"}
     os.chdir(folder.name)
+    from figures import Figures
+
     from mlpipeline.core.config import MLflowConfig
     from mlpipeline.tracking.opening import open_run
 
@@ -69,7 +64,7 @@ def main() -> None:
         took["ours"].append((time.perf_counter() - began_s) / options.calls * 1e6)
         began_s = time.perf_counter()
         for at in range(step, step + options.calls):
-            kept.append((at, *METRICS.values()))
+            kept.append((at, *METRICS.values()))  # noqa: PERF401 - one call per step is what is measured
         took["list"].append((time.perf_counter() - began_s) / options.calls * 1e6)
         kept.clear()
         step += options.calls
@@ -77,22 +72,23 @@ def main() -> None:
     run.end()
 
     run = open_run(config)
-    rows = [{"way": way, "measure": "us per call of four metrics", **spread(us)} for way, us in took.items()]
-    rows.append({"way": "ours", "measure": "allocated blocks after all calls", "median": blocks})
-    count, due, began_s, resident = 0, 1000, time.perf_counter(), resident_mb()
+    figures = Figures()
+    for way, us in took.items():
+        figures.add(way, "us per call of four metrics", us)
+    figures.add("ours", f"memory blocks more after {options.blocks * options.calls} calls", [blocks])
+    log, count, due, began_s, resident = run.log_metrics, 0, 1000, time.perf_counter(), resident_mb()
     print(f"{'metrics':>9} {'us per metric':>14} {'memory grown, MB':>17}")
     last, last_s = 0, began_s
     while count < options.most:
-        log2 = run.log_metrics
         while count < due:
-            log2(METRICS, step=count)
+            log(METRICS, step=count)
             count += 4
         now_s = time.perf_counter()
         us = (now_s - last_s) / (count - last) * 1e6
         grown = resident_mb() - resident
         print(f"{count:9} {us:14.2f} {grown:17.1f}")
-        rows.append({"way": f"ours, {due:.0e} metrics", "measure": "us per metric", "median": us})
-        rows.append({"way": f"ours, {due:.0e} metrics", "measure": "memory grown, MB", "median": grown})
+        figures.add(f"ours, {due:.0e} metrics", "us per metric", [us])
+        figures.add(f"ours, {due:.0e} metrics", "memory grown, MB", [grown])
         last, last_s, due = count, now_s, due * 10
     run.end()
 
@@ -107,16 +103,9 @@ def main() -> None:
             mlflow.log_metrics(METRICS, step=at, synchronous=False)
             peer.append((time.perf_counter() - began_s) * 1e6)
         mlflow.flush_async_logging()
-    rows.append(
-        {"way": "MLflow, synchronous=False", "measure": "us per call of four metrics", **spread(peer)}
-    )
-    for row in rows:
-        if "quartiles" in row:
-            low, high = row["quartiles"]
-            print(f"{row['way']:28} {row['median']:9.2f} [{low:.2f}, {high:.2f}] {row['measure']}")
-    print(f"blocks of memory more than before {options.blocks * options.calls} calls: {blocks}")
-    if options.json:
-        options.json.write_text(json.dumps({"benchmark": "hot_path", "rows": rows}, indent=2))
+    figures.add("MLflow, synchronous=False", "us per call of four metrics", peer)
+    figures.show()
+    figures.write(options.json, "hot_path")
 
 
 if __name__ == "__main__":

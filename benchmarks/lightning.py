@@ -13,7 +13,6 @@ Work: an MLP 32-64-64-1 at batch 32, one torch thread, four metrics logged at ev
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -28,11 +27,13 @@ import urllib.request
 import warnings
 from pathlib import Path
 
-# This file has the name of the package it measures, and its folder comes first.
-sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+# This file has the name of the package it measures, and its folder came first.
+HERE = Path(__file__).resolve().parent
+sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE), str(HERE)]
 
 import lightning.pytorch as pl
 import torch
+from figures import Figures
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 
 from mlpipeline import MLflowConfig
@@ -266,20 +267,19 @@ def main() -> None:
         f"{options.block} steps a block, {options.rounds} blocks of each; without: {off / 1000:.2f} ms per step"
     )
     print(f"{'recorder':14} {'ratio':>6}  [quartiles]      95% of median   extra us/step  cpu ratio")
-    rows = {}
+    found = Figures()
     for name in only:
         ratios, extra = blocks.ratios(name), blocks.extra_us(name)
         low, middle, high = statistics.quantiles(ratios, n=4)
         least, most = interval(ratios)
         cpu = statistics.median(blocks.ratios(name, 2))
-        rows[name] = {"ratio": middle, "quartiles": [low, high], "median95": [least, most], "cpu_ratio": cpu}
-        rows[name]["extra_us"] = statistics.median(extra)
+        found.add(f"{name}, {options.block} steps a block", "ratio to none", ratios)
+        found.add(f"{name}, {options.block} steps a block", "extra us per step", extra)
         print(
             f"{name:14} {middle:6.3f}  [{low:.3f}, {high:.3f}]  [{least:.3f}, {most:.3f}]"
             f"  {statistics.median(extra):10.1f}  {cpu:10.3f}"
         )
-    if options.json:
-        options.json.write_text(json.dumps({"block": options.block, "off_us": off, "rows": rows}, indent=2))
+    found.write(options.json, "lightning")
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ default serialization; that is printed as what it says.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import sys
@@ -17,11 +18,13 @@ import time
 import warnings
 from pathlib import Path
 
-# Files beside this one have the names of packages, and their folder comes first.
-sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+# Files beside this one have the names of packages, and their folder came first.
+HERE = Path(__file__).resolve().parent
+sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE), str(HERE)]
 
 import mlflow
 import mlflow.sklearn
+from figures import Figures
 from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
@@ -36,6 +39,10 @@ ROUNDS = 3
 
 def main() -> None:
     """Print a row per model and way."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    figures = Figures()
     warnings.filterwarnings("ignore")
     folder = Path(tempfile.mkdtemp(prefix="mlpipeline-bench-"))
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLPIPELINE_HOME": str(folder / "home")}
@@ -72,14 +79,17 @@ def main() -> None:
                 except mlflow.exceptions.MlflowException as error:
                     refusal = str(error).splitlines()[0][:80]
                 peer.append(time.perf_counter() - began)
-        show(name, "ours, call returns", returned)
-        show(name, "ours, in MLflow and run ended", delivered)
-        show(name, "mlflow.sklearn.log_model, default", peer, refusal and f"refused: {refusal}")
+        show(figures, name, "ours, call returns", returned)
+        show(figures, name, "ours, in MLflow and run ended", delivered)
+        show(figures, name, "mlflow.sklearn.log_model, default", peer, refusal and f"refused: {refusal}")
+
+    figures.write(options.json, "model_logging")
 
 
-def show(model: str, way: str, seconds: list[float], note: str = "") -> None:
+def show(figures: Figures, model: str, way: str, seconds: list[float], note: str = "") -> None:
     """Print one row."""
     middle = statistics.median(seconds)
+    figures.add(f"{model}, {way}", "seconds", seconds)
     print(f"{model:18} {way:34} {middle:.3f} [{min(seconds):.3f}, {max(seconds):.3f}] {note}")
 
 

@@ -14,7 +14,6 @@ Work: one float from a RandomSampler, in a study in memory; MLflow in a SQLite f
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -25,10 +24,12 @@ import time
 import warnings
 from pathlib import Path
 
-# This file has the name of the package it measures, and its folder comes first.
-sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+# This file has the name of the package it measures, and its folder came first.
+HERE = Path(__file__).resolve().parent
+sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE), str(HERE)]
 
 import optuna
+from figures import Figures
 
 KINDS = ("bare", "append", "ours", "ours decorated", "old", "old decorated")
 
@@ -126,7 +127,7 @@ def main() -> None:
     mlflow.set_tracking_uri(store)
     mlflow.set_experiment("old")
     order = random.Random(7)
-    figures = {}
+    figures = Figures()
     for jobs in options.jobs:
         for kind in kinds:
             study_of(kind, jobs, options, store)  # warm-up: imports, first run of an experiment
@@ -141,12 +142,12 @@ def main() -> None:
             ratio = [one["wall"] / bare["wall"] for one, bare in zip(rows[kind], rows["bare"])]
             extra = [one["worker"] - bare["worker"] for one, bare in zip(rows[kind], rows["bare"])]
             print(f"{kind:16} {quartiles(wall):28} {quartiles(ratio):28} {quartiles(extra)}")
-            figures[f"{kind}, {jobs}"] = {"wall": wall, "ratio": ratio, "extra": extra}
+            figures.add(f"{kind}, {jobs} jobs", "ratio to bare", ratio)
+            figures.add(f"{kind}, {jobs} jobs", "extra ms per trial on its worker", extra)
         if "ours" in kinds:
             print(f"ours, first trial: {quartiles([found['first'] for found in rows['ours']])} ms, once")
             print(f"ours, end of a study: {quartiles([found['end'] for found in rows['ours']])} ms, once")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2))
+    figures.write(options.json, "optuna")
     shutil.rmtree(folder, ignore_errors=True)
 
 

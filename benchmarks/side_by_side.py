@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Files beside this one have the names of the packages they measure, and this folder comes first.
-sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+HERE = Path(__file__).resolve().parent
+sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE), str(HERE)]
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import mlflow

@@ -23,11 +23,13 @@ import time
 import warnings
 from pathlib import Path
 
-# This file has the name of the package it measures, and its folder comes first.
-sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+# This file has the name of the package it measures, and its folder came first.
+HERE = Path(__file__).resolve().parent
+sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE), str(HERE)]
 
 import mlflow
 import numpy as np
+from figures import Figures
 from joblib.externals.loky import get_reusable_executor
 from mlflow import MlflowClient
 from sklearn.datasets import load_digits
@@ -97,12 +99,14 @@ def measured(make, name: str, rounds: int, seed: int, ways: list[str]) -> dict[s
     return times
 
 
-def show_times(name: str, times: dict[str, list[float]]) -> None:
+def show_times(name: str, times: dict[str, list[float]], figures: Figures) -> None:
     """Print medians and quartiles of seconds, and of ratio and difference to plain, pair by pair."""
     print(f"\n{name}: seconds, ratio to plain, seconds more than plain; median [quartiles]")
     for way, seconds in times.items():
         pairs = list(zip(seconds, times["plain"]))
         ratios, more = [a / b for a, b in pairs], [a - b for a, b in pairs]
+        figures.add(f"{name}, {way}", "ratio to plain", ratios)
+        figures.add(f"{name}, {way}", "seconds more than plain", more)
         print(f"  {way:8} {spread(seconds):24} {spread(ratios):24} {spread(more):24}")
 
 
@@ -119,6 +123,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--only", choices=["forest", "grid"])
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -127,10 +132,12 @@ def main() -> None:
         os.environ["STORE"] = f"sqlite:///{folder}/mlflow.db"
         os.environ["MLPIPELINE_HOME"] = f"{folder}/home"
         MlflowClient(os.environ["STORE"]).search_experiments()  # creates the store
-        works = {"forest": forest, "grid": grid}
+        works, figures = {"forest": forest, "grid": grid}, Figures()
         for name in [options.only] if options.only else works:
-            show_times(name, measured(works[name], name, options.rounds, options.seed, options.ways))
+            times = measured(works[name], name, options.rounds, options.seed, options.ways)
+            show_times(name, times, figures)
             get_reusable_executor().shutdown()  # the workers may not outlive the folder
+    figures.write(options.json, "sklearn")
 
 
 def deliver(home: Path) -> None:

@@ -8,6 +8,7 @@ table and is created by the courier in the second.
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import shutil
@@ -18,8 +19,11 @@ import tempfile
 import timeit
 from pathlib import Path
 
-# Files beside this one have the names of packages, and their folder comes first.
-sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+# Files beside this one have the names of packages, and their folder came first.
+HERE = Path(__file__).resolve().parent
+sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE), str(HERE)]
+
+from figures import Figures
 
 from mlpipeline import MLflowConfig
 
@@ -88,6 +92,10 @@ def configurations() -> None:
 
 def main() -> None:
     """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    figures = Figures()
     configurations()
     ready = Path(tempfile.mkdtemp(prefix="mlpipeline-bench-"))
     measure("with", ready)  # also writes the byte code and creates the store
@@ -100,12 +108,15 @@ def main() -> None:
                 if is_new:
                     shutil.rmtree(folder, ignore_errors=True)
         later = [a[2] - b[2] for a, b in zip(rows["with"], rows["without"])]
+        figures.add(f"{title}, with", "import adds, CPU s", [row[1] for row in rows["with"]])
+        figures.add(f"{title}, with", "first step comes later by, s", later)
         print(f"{title}: medians [min, max] of {PAIRS} pairs")
         print(f"  import lightning, CPU s            {spread([row[0] for row in rows['without']])}")
         print(f"  import mlpipeline.lightning adds   {spread([row[1] for row in rows['with']])}")
         print(f"  fit to first step without, s       {spread([row[2] for row in rows['without']])}")
         print(f"  the callback comes later by, s     {spread(later)}")
         print(f"  mlflow loaded in the trainer       {any(row[3] for row in rows['with'])}")
+    figures.write(options.json, "start")
 
 
 def spread(values: list[float]) -> str:

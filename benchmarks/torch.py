@@ -22,8 +22,9 @@ import tempfile
 import time
 from pathlib import Path
 
-# This file has the name of the package it measures, and its folder comes first.
-sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+# This file has the name of the package it measures, and its folder came first.
+HERE = Path(__file__).resolve().parent
+sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE), str(HERE)]
 
 import mlflow
 import torch

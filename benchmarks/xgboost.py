@@ -14,7 +14,6 @@ two eval sets with three metrics each, one thread.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -23,8 +22,9 @@ import tempfile
 import time
 from pathlib import Path
 
-# This file has the name of the package it measures, and its folder comes first.
-sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+# This file has the name of the package it measures, and its folder came first.
+HERE = Path(__file__).resolve().parent
+sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE), str(HERE)]
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
@@ -32,6 +32,7 @@ import mlflow
 import mlflow.xgboost
 import numpy as np
 import xgboost as xgb
+from figures import Figures
 from sklearn.datasets import load_breast_cancer
 
 from mlpipeline import MLflowConfig
@@ -152,13 +153,12 @@ def main() -> None:
         ratios = measure({name: every[name] for name in ["none", *options.only]}, options.pairs, options.seed)
         print(f"{options.rounds} rounds, 6 metrics, {options.pairs} pairs; wall ratio to no recorder")
         print(f"{'recorder':12}{'median':>8}  quartiles")
-        rows = {}
+        figures = Figures()
         for name, found in ratios.items():
             low, middle, high = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
-            rows[name] = {"ratio": middle, "quartiles": [low, high]}
+            figures.add(name, "ratio to none", found)
             print(f"{name:12}{middle:8.3f}  [{low:.3f}, {high:.3f}]")
-        if options.json:
-            options.json.write_text(json.dumps({"rounds": options.rounds, "rows": rows}, indent=2))
+        figures.write(options.json, "xgboost")
 
 
 if __name__ == "__main__":
