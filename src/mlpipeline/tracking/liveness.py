@@ -7,8 +7,9 @@ no signal handlers to install.
 These are POSIX record locks (``fcntl``), not ``flock``: an ``flock`` is inherited by forked
 DataLoader workers and would outlive the trainer with them. Two properties of record locks shape
 this module. Any ``close`` of the file by the owning process drops the lock, so a process never
-opens a lock file that it holds itself: `is_held` asks an in-memory registry first. And a probe
-must not acquire: it asks with ``F_GETLK``.
+opens a lock file that it holds itself: `is_held` asks an in-memory registry first. That knows a
+file by device and inode, because a home has as many spellings as there are links to it. And a
+probe must not acquire: it asks with ``F_GETLK``.
 
 Where locks do not reach (a home on a network file system, seen from another host), a lock file's
 modification time stands in: the owner touches it now and then.
@@ -22,9 +23,11 @@ import platform
 import socket
 import struct
 import sys
+import threading
 import time
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 if sys.platform != "win32":
     import fcntl
@@ -37,8 +40,20 @@ SILENT_IS_DEAD_S = 3600.0
 logs, so this must outlast a long silent stretch of a training; a wrong guess is repaired, because a
 record that arrives later reopens the run."""
 
-_held: dict[Path, int] = {}
-"""Lock files that this process holds, with their descriptors."""
+
+class _Lock(NamedTuple):
+    descriptor: int
+    file: tuple[int, int]  # device and inode, which nobody else gets while it is open
+
+
+_held: dict[Path, _Lock] = {}
+"""Lock files that this process holds, by the paths that they were acquired by."""
+
+_files: set[tuple[int, int]] = set()
+"""The same, by what they are."""
+
+_opening = threading.RLock()
+"""Or one thread acquires what another, which has just seen that it is free, opens and closes."""
 
 
 @lru_cache(maxsize=1)
@@ -60,29 +75,33 @@ def acquire(path: Path) -> bool:
     Raises:
         OSError: The file cannot be made or locked at all.
     """
-    if path in _held:
-        return False
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o600)
-    if sys.platform == "win32":
-        _held[path] = descriptor
+    with _opening:
+        if _is_own(path):
+            return False
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            if sys.platform != "win32":
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            about = os.fstat(descriptor)
+        except (BlockingIOError, PermissionError):
+            os.close(descriptor)
+            return False
+        except OSError:
+            os.close(descriptor)
+            raise
+        _held[path] = _Lock(descriptor, (about.st_dev, about.st_ino))
+        _files.add(_held[path].file)
         return True
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        os.close(descriptor)
-        return False
-    except OSError:
-        os.close(descriptor)
-        raise
-    _held[path] = descriptor
-    return True
 
 
 def release(path: Path) -> None:
     """Give the lock of *path* back; nothing happens if it is not held."""
-    descriptor = _held.pop(path, None)
-    if descriptor is not None:
-        os.close(descriptor)
+    with _opening:
+        lock = _held.pop(path, None)
+        if lock is not None:
+            _files.discard(lock.file)
+            os.close(lock.descriptor)
 
 
 def is_held(path: Path, owner_host: str | None = None) -> bool:
@@ -95,21 +114,37 @@ def is_held(path: Path, owner_host: str | None = None) -> bool:
     if path in _held:
         return True
     if sys.platform == "win32" or (owner_host is not None and owner_host != host_id()):
-        return _is_touched(path)
+        return _is_own(path) or _is_touched(path)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+        with _opening:
+            if _is_own(path):
+                return True
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                return _has_owner(descriptor)
+            finally:
+                os.close(descriptor)
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    try:
-        return _has_owner(descriptor)
-    finally:
-        os.close(descriptor)
+    except OSError:
+        # Nothing is known then (no descriptor is left, say), and nobody dies of that.
+        return _is_touched(path)
 
 
 def touch(path: Path) -> None:
     """Show other hosts that the owner of *path* lives."""
     with contextlib.suppress(OSError):
         os.utime(path)
+
+
+def _is_own(path: Path) -> bool:
+    if path in _held:
+        return True
+    try:
+        about = os.stat(path)
+    except OSError:
+        return False
+    return (about.st_dev, about.st_ino) in _files
 
 
 def _is_touched(path: Path) -> bool:
@@ -134,10 +169,13 @@ def _has_owner(descriptor: int) -> bool:
 def _forget_in_child() -> None:
     # Record locks are not inherited. Closing here cannot drop the parent's lock: closing drops only
     # the locks of the closing process.
-    for descriptor in _held.values():
+    global _opening  # noqa: PLW0603
+    _opening = threading.RLock()
+    for lock in _held.values():
         with contextlib.suppress(OSError):
-            os.close(descriptor)
+            os.close(lock.descriptor)
     _held.clear()
+    _files.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,0 +1,168 @@
+"""A live run is never declared dead, whatever its process does and whoever dies beside it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlpipeline.tracking import liveness
+from mlpipeline.tracking.home import Home
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+
+def start(code: str, **environ: str) -> subprocess.Popen[str]:
+    """Start a program."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environ},
+    )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """Return the next line of a program."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+WRITER = """
+    import os, sys
+    from pathlib import Path
+    from mlpipeline import MLflowConfig
+    from mlpipeline.tracking.home import Home
+    from mlpipeline.tracking.opening import open_run
+    run = open_run(MLflowConfig(experiment_name="alive", run_name="live", delivery="offline"))
+    run.log_metrics({"loss": 0.5}, step=0)
+    print(run.uid, flush=True)
+    sys.stdin.readline()
+"""
+
+DEEDS = {
+    "accounts": """
+        from mlpipeline.tracking.account import accounts, courier_reports
+        for _ in range(3):
+            print([account.is_live for account in accounts(Home(spelled))], courier_reports(Home(spelled)))
+    """,
+    "cli-status": """
+        from click.testing import CliRunner
+        from mlpipeline.cli.delivery import status
+        os.environ["MLPIPELINE_HOME"] = str(spelled)
+        assert CliRunner().invoke(status).exit_code == 0
+    """,
+    "sync": """
+        from mlpipeline.tracking.sync import send_all
+        send_all(Home(spelled))
+    """,
+    "a-courier-thread": """
+        config = MLflowConfig(
+            experiment_name="alive", run_name="other", journal_dir=str(spelled), delivery="thread"
+        )
+        other = open_run(config)
+        other.log_metrics({"loss": 0.5}, step=0)
+        other.end()
+        other.wait(insist_s=60)
+        assert other.is_delivered()
+    """,
+    "every-file-but-the-lock": """
+        for path in spelled.rglob("*"):
+            if path.is_file() and path.suffix != ".lock":
+                path.open("rb").close()
+    """,
+}
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_a_writer_keeps_its_lock_whatever_its_process_does_in_its_home(
+    deed: str, home: Path, store_uri: str, tmp_path: Path
+) -> None:
+    """Another process sees the lock held all along, however the writer's own process spells the home."""
+    (tmp_path / "link").symlink_to(home)
+    spellings = [str(home), str(tmp_path / "link"), str(home / "runs" / "..")]
+    code = (
+        f"{textwrap.dedent(WRITER)}\nfor spelled in map(Path, {spellings}):"
+        f"\n{textwrap.indent(textwrap.dedent(DEEDS[deed]), '    ')}"
+        "\nprint('done', flush=True)\nsys.stdin.readline()\n"
+    )
+    process = start(code, MLFLOW_TRACKING_URI=store_uri)
+    folder = Home(home).run(said(process))
+    (name,) = folder.writers()
+    seen: list[bool] = []
+    is_over = threading.Event()
+
+    def probe() -> None:
+        while not is_over.wait(0.001):
+            seen.append(liveness.is_held(folder.lock(name)))
+
+    probing = threading.Thread(target=probe)
+    probing.start()
+    try:
+        assert process.stdin is not None
+        print("go", file=process.stdin, flush=True)
+        while (line := said(process)) and line != "done":
+            pass
+        assert "done" == line
+        seen.append(liveness.is_held(folder.lock(name)))
+    finally:
+        is_over.set()
+        probing.join()
+        process.kill()
+        process.communicate()
+    assert {True} == set(seen)
+    assert not liveness.is_held(folder.lock(name))
+
+
+def test_a_process_without_a_descriptor_left_takes_nobody_for_dead(home: Path, tmp_path: Path) -> None:
+    """It cannot look at the lock; a courier that guessed would end a live run as KILLED."""
+    lock = tmp_path / "writer.lock"
+    assert liveness.acquire(lock)
+    code = f"""
+        import os, resource
+        from pathlib import Path
+        from mlpipeline.tracking import liveness
+        liveness.host_id()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+        print(liveness.is_held(Path({str(lock)!r})))
+    """
+    with start(code) as process:
+        assert "True" == said(process)
+    liveness.release(lock)
+
+
+def test_a_probe_leaves_a_lock_alone_that_another_thread_takes_meanwhile(tmp_path: Path) -> None:
+    """A courier thread takes its lock while the training thread asks for it: closing the file would drop it."""
+    code = f"""
+        import threading
+        from pathlib import Path
+        from mlpipeline.tracking import liveness
+        locks = [Path({str(tmp_path)!r}, f"{{number}}.lock") for number in range(300)]
+        [lock.touch() for lock in locks]
+        def probe():
+            while not over.is_set():
+                liveness.is_held(lock)
+        for lock in locks:
+            over = threading.Event()
+            threads = [threading.Thread(target=probe) for _ in range(3)]
+            [thread.start() for thread in threads]
+            assert liveness.acquire(lock)
+            over.set()
+            [thread.join() for thread in threads]
+        print("ready", flush=True)
+        input()
+    """
+    with start(code) as process:
+        assert "ready" == said(process)
+        lost = [path.name for path in tmp_path.glob("*.lock") if not liveness.is_held(path)]
+        process.communicate("\n")
+    assert [] == lost
