@@ -38,3 +38,23 @@ def test_what_could_not_be_sent_is_told_with_the_way_to_send_it(store_uri, home)
     done = train(tracking_uri=store_uri, experiment_name="churn", run_name="first", delivery="offline")
     expected = f"mlpipeline: churn / first · 2 records wait in {home} · send them with: mlpipeline sync"
     assert [expected] == re.split(r"\n", done.stderr.strip())
+
+
+@pytest.mark.process
+def test_a_forked_child_that_exits_neither_waits_for_its_parents_runs_nor_prints_their_lines():
+    """They are the parent's to end: the child's exit takes no part of the minute that the parent's may."""
+    code = """
+import os, signal, sys
+from mlpipeline import MLflowTracker
+tracker = MLflowTracker(tracking_uri="http://127.0.0.1:9", exit_wait_s=60)
+tracker.start_run()
+child = os.fork()
+if child == 0:
+    signal.alarm(10)
+    tracker.log_metrics({"loss": 0.5})
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ("7\n", 0) == (done.stdout, done.stderr.count("mlpipeline:"))

@@ -166,3 +166,63 @@ def test_a_probe_leaves_a_lock_alone_that_another_thread_takes_meanwhile(tmp_pat
         lost = [path.name for path in tmp_path.glob("*.lock") if not liveness.is_held(path)]
         process.communicate("\n")
     assert [] == lost
+
+
+FORKS = """
+    import os, signal, sys, threading, time
+    from mlpipeline import MLflowConfig
+    from mlpipeline.tracking.opening import open_child, open_run
+    sys.setswitchinterval(1e-5)
+    parent = open_run(MLflowConfig(experiment_name="forks", run_name="parent", delivery="offline"))
+    current, is_over = {{}}, threading.Event()
+
+    def append():
+        step = 0
+        while not is_over.is_set():
+            parent.log_metrics({{"loss": 0.5}}, step=step)
+            step += 1
+            time.sleep(0.0001)
+
+    def open_and_end(is_over_already):
+        number = 0
+        while not is_over.is_set():
+            run = open_child(parent, f"{{is_over_already}}-{{number}}", is_over=is_over_already)
+            current[is_over_already] = run
+            for step in range(5):
+                run.log_metrics({{"loss": 0.5}}, step=step)
+            run.end()
+            number += 1
+            time.sleep(0.001)
+
+    threads = [threading.Thread(target=append)]
+    threads += [threading.Thread(target=open_and_end, args=(kind,)) for kind in (True, False)]
+    [thread.start() for thread in threads]
+    while len(current) < 2:
+        pass
+    stuck = 0
+    for number in range({forks}):
+        runs = list(current.values())
+        child = os.fork()
+        if child == 0:
+            signal.alarm(5)
+            parent.log_metrics({{"from_child": 0.5}}, step=number)
+            for run in runs:
+                if not run.is_ended:
+                    run.log_metrics({{"from_child": 0.5}}, step=number)
+                run.end()
+            parent.child("fork").end()
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        if status:
+            print("child ended with", status, file=sys.stderr)
+            stuck += 1
+            break
+    print(stuck, flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_process_forks_while_its_threads_record_and_no_child_is_stuck(home: Path) -> None:
+    """200 forks in the middle of appends, ends and children that are over: each child records and is gone."""
+    with start(FORKS.format(forks=200), MLFLOW_TRACKING_URI="http://127.0.0.1:9") as process:
+        assert "0" == said(process)

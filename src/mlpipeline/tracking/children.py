@@ -22,6 +22,7 @@ import re
 import struct
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ logger = logging.getLogger("mlpipeline")
 _METRICS = (Kind.METRICS, Kind.METRICS_STEPS)
 # It becomes the name of a folder, and a journal is data.
 _UID = re.compile(r"[^./\\\0][^/\\\0]{0,199}")
+
+_journals: weakref.WeakSet[ChildJournal] = weakref.WeakSet()
 
 
 class ChildJournal:
@@ -74,6 +77,7 @@ class ChildJournal:
         self._count = 0
         self._name: str | None = None
         self._is_closed = False
+        _journals.add(self)
 
     def open(self) -> bool:
         """Do nothing: memory is always ready."""
@@ -302,3 +306,13 @@ def _bring_out(home: Home, reader: JournalReader, frame: Frame) -> None:
         keep(home, segment_of(frame.json(), child_name(reader.writer, frame.sequence), reader.header))
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         logger.warning("cannot write the journal of a run that waits in %s: %s", reader.folder.path, error)
+
+
+def _after_fork_in_child() -> None:
+    for journal in list(_journals):
+        # Another thread of the parent may have been inside.
+        journal._lock = threading.RLock()  # noqa: SLF001 - the fork hook of this very module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -28,14 +28,11 @@ _runs: dict[str, Run] = {}
 _last_words: list[Callable[[], None]] = []
 _SETTLE_EVERY_S = 0.5
 _SETTLED_AT_ONCE = 100
-_state: dict[str, Any] = {"pid": os.getpid(), "is_armed": False, "settled_s": 0.0}
+_state: dict[str, Any] = {"is_armed": False, "settled_s": 0.0}
 
 
 def watch(run: Run) -> None:
     """Close *run* at exit if nobody does before, and wait then until it is delivered."""
-    if _state["pid"] != os.getpid():
-        _runs.clear()
-        _state.update(pid=os.getpid(), is_armed=False)
     if not _state["is_armed"]:
         _state["is_armed"] = True
         _arm()
@@ -67,7 +64,7 @@ def before_exit(speak: Callable[[], None]) -> None:
 
 def watched() -> list[Run]:
     """Return the runs that this process opened and that are not settled yet."""
-    return list(_runs.values()) if _state["pid"] == os.getpid() else []
+    return list(_runs.values())
 
 
 def wait_for(destination: Destination, runs: Iterable[Run] = ()) -> None:
@@ -144,3 +141,14 @@ def _close_all() -> None:
         # The second Ctrl-C leaves at once. What was recorded is in the journal.
         for run in runs:
             run.tell()
+
+
+def _after_fork_in_child() -> None:
+    # They are the parent's, whose exit ends them and waits for them.
+    _runs.clear()
+    atexit.unregister(_close_all)
+    _state["is_armed"] = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

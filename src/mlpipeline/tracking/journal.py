@@ -16,6 +16,7 @@ journal as soon as it can be written again.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -248,9 +249,9 @@ class JournalWriter:
             os.close(descriptor)
             path.unlink(missing_ok=True)
             raise
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor, self._segment, self._size = descriptor, number, len(start)
+        before, self._descriptor = self._descriptor, descriptor
+        self._segment, self._size = number, len(start)
+        _close(before)
 
     # --- appending -------------------------------------------------------------------------------
 
@@ -394,9 +395,9 @@ class JournalWriter:
         """End the journal; its lock is freed, and later records are dropped."""
         with self._lock:
             self._is_closed = True
-            if self._descriptor >= 0:
-                os.close(self._descriptor)
-                self._descriptor = -1
+            # In this order: whoever forks or interrupts between the two must not find a closed one here.
+            descriptor, self._descriptor = self._descriptor, -1
+            _close(descriptor)
             liveness.release(self.folder.lock(self.name))
 
     def reopen(self, header: Mapping[str, Any]) -> None:
@@ -422,15 +423,22 @@ class JournalWriter:
         )
 
     def _after_fork(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        is_closed = self._is_closed
-        self._begin()
-        self._is_closed = is_closed
         self.dropped = 0
+        if self._is_closed:
+            self._lock = threading.RLock()  # a process may have thousands; `reopen` does the rest
+        else:
+            _close(self._descriptor)
+            self._begin()
         if self._header.get("role") == "opener":
             # The child did not open the run: it may add to it but never end it.
             self._header["role"] = "attached"
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        # It is closed then all the same; what a network file system says so late costs no training.
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 def _after_fork_in_child() -> None:

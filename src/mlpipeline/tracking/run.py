@@ -17,6 +17,7 @@ import math
 import os
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,6 +50,8 @@ logger = logging.getLogger("mlpipeline")
 
 _TICKS_MS = (1_000, 3_000, 10_000)
 """Pauses between looks at the courier: soon after the start, when most goes wrong, then rarely."""
+
+_runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
 class Journal(Protocol):
@@ -131,6 +134,7 @@ class Run:
         self._told: set[str] = set()
         self._ticks = 0
         self._next_tick_ms = time.time_ns() // 1_000_000 + _TICKS_MS[0]
+        _runs.add(self)
 
     # --- identity --------------------------------------------------------------------------------
 
@@ -889,3 +893,13 @@ def _not_a_number(metrics: Mapping[str, Any]) -> UnloggableError:
                 "log text with set_tags or log_text"
             )
     return UnloggableError("a metric is not a number")
+
+
+def _after_fork_in_child() -> None:
+    for run in list(_runs):
+        # Another thread of the parent may have been in the middle of its end.
+        run._ending = threading.RLock()  # noqa: SLF001 - the fork hook of this very module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

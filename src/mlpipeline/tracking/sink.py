@@ -669,6 +669,16 @@ class MlflowSink:
 _GLOBAL_URI = threading.RLock()
 
 
+def _after_fork_in_child() -> None:
+    # A courier thread of the parent may have been inside.
+    global _GLOBAL_URI  # noqa: PLW0603
+    _GLOBAL_URI = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def judged(error: Exception) -> Unavailable | Refused:
     """Return the verdict on what MLflow raised.
 
