@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -9,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +63,18 @@ def test_without_a_step_each_key_counts_on_from_its_own_last_one(journal: Journa
     journal.append_metrics(("a", "b"), [1.0, 1.0], None, 4)
     steps = [(point.key, point.step) for point in points_of(journal)]
     assert [("a", 0), ("a", 1), ("b", 0), ("b", 10), ("a", 2), ("b", 11)] == steps
+
+
+def test_a_new_name_costs_the_same_however_many_came_before(journal: JournalWriter) -> None:
+    """Thousands of names logged one by one, with a step and without, beside one that all calls share."""
+    quarters = []
+    for quarter in range(4):
+        began_s = time.process_time()
+        for number in range(500):
+            for step in (None, 7):
+                journal.append_metrics((f"m{quarter}-{number}-{step}", "shared"), [1.0, 2.0], step, 1)
+        quarters.append(time.process_time() - began_s)
+    assert quarters[-1] < 2.5 * quarters[0]
 
 
 def test_equal_points_within_a_millisecond_stay_two(journal: JournalWriter) -> None:
@@ -237,6 +251,33 @@ print(writer.dropped)
     steps = [point.step for frame in frames if frame.kind is Kind.METRICS for point in reader.points(frame)]
     assert [*range(101 - dropped - 1), 100] == steps
     assert resource.RLIM_INFINITY == resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+
+
+def test_a_disk_that_cannot_even_cut_a_torn_frame_costs_that_frame_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is raised into training; a reader passes over the half frame, and meets what came behind it."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    writer = JournalWriter(Home(tmp_path / "h"), "run", {"role": "opener"})
+    writer.append_metrics(("a",), [0.0], 0, 1)
+    size = writer.folder.segment(writer.name, 1).stat().st_size
+    before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(os, "ftruncate", fail)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
+    try:
+        assert not writer.append_metrics(("a",), [1.0], 1, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert writer.append_metrics(("a",), [2.0], 2, 1)
+    reader = JournalReader(writer.folder, writer.name)
+    points = [point for frame in reader.read(is_final=False) for point in _points(reader, frame)]
+    assert ([0, 2], 1, 1) == ([point.step for point in points], writer.dropped, reader.damaged)
+    assert writer.is_acknowledged({writer.name: [reader.segment, reader.offset]})
+    writer.close()
 
 
 def test_a_newer_format_is_refused_with_what_to_do(journal: JournalWriter) -> None:

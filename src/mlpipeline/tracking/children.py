@@ -95,11 +95,10 @@ class ChildJournal:
     ) -> bool:
         """Keep one value per name; see `JournalWriter.append_metrics`."""
         with self._lock:
-            key_set = self._axes.key_set(names)
             if step is None:
-                steps, timestamp_ms = self._axes.count_on(key_set, timestamp_ms)
+                steps, timestamp_ms = self._axes.count_on(self._axes.counted(names), timestamp_ms)
             else:
-                timestamp_ms = key_set.settle(step, timestamp_ms)
+                timestamp_ms = self._axes.key_set(names).settle(step, timestamp_ms)
                 steps = [step] * len(names)
             points = [
                 (name, value, timestamp_ms, at) for name, value, at in zip(names, values, steps, strict=True)

@@ -50,11 +50,20 @@ class _Clock:
     one step within a millisecond would become one, so the later one moves on by a millisecond.
     """
 
-    __slots__ = ("last_step", "last_timestamp_ms")
+    __slots__ = ("key_sets", "last_step", "last_timestamp_ms")
 
-    def __init__(self, last_timestamp_ms: int = 0, last_step: int = -(2**63)) -> None:
-        self.last_timestamp_ms = last_timestamp_ms
-        self.last_step = last_step
+    def __init__(self) -> None:
+        self.last_timestamp_ms = 0
+        self.last_step = -(2**63)
+        self.key_sets: list[KeySet] = []
+
+    def take_in(self, other: _Clock) -> None:
+        """Keep time for the key sets of *other*, too."""
+        self.last_timestamp_ms = max(self.last_timestamp_ms, other.last_timestamp_ms)
+        self.last_step = max(self.last_step, other.last_step)
+        for key_set in other.key_sets:
+            key_set.clock = self
+        self.key_sets += other.key_sets
 
 
 class KeySet:
@@ -73,6 +82,7 @@ class KeySet:
         self.id = records.key_set_id(names)
         self.pack = records.metrics_packer(len(names))
         self.clock = clock
+        clock.key_sets.append(self)
         self.highest_step = -1
         self.segment = -1
 
@@ -93,39 +103,52 @@ class Axes:
     """The key sets of one journal, and where on its axes of steps and time the next values go.
 
     Attributes:
-        key_sets: By their names.
+        key_sets: Those given a step since one of their names was counted on, by their names.
     """
 
     def __init__(self) -> None:
         self.key_sets: dict[tuple[str, ...], KeySet] = {}
+        self._all: dict[tuple[str, ...], KeySet] = {}
+        self._given: dict[str, set[KeySet]] = {}  # per name, those given a step since it was counted on
         self._clocks: dict[str, _Clock] = {}
         self._counters: dict[str, int] = {}
 
     def key_set(self, names: tuple[str, ...]) -> KeySet:
-        """Return the key set of these names, made where there is none."""
-        return self.key_sets.get(names) or self._new_key_set(names)
+        """Return the key set of these names, made where there is none, for values at a step."""
+        key_set = self.key_sets.get(names)
+        if key_set is None:
+            key_set = self.counted(names)
+            for name in names:
+                self._given.setdefault(name, set()).add(key_set)
+            self.key_sets[names] = key_set
+        return key_set
+
+    def counted(self, names: tuple[str, ...]) -> KeySet:
+        """Return the key set of these names, made where there is none, for values without a step."""
+        return self._all.get(names) or self._new_key_set(names)
 
     def _new_key_set(self, names: tuple[str, ...]) -> KeySet:
-        clocks = [self._clocks[name] for name in names if name in self._clocks]
-        clock = _Clock(
-            max((one.last_timestamp_ms for one in clocks), default=0),
-            max((one.last_step for one in clocks), default=-(2**63)),
-        )
-        # A copy: a signal handler that logs now may add a key set while we go through them.
-        for key_set in list(self.key_sets.values()):
-            if key_set.clock in clocks:
-                key_set.clock = clock
-                self._clocks.update(dict.fromkeys(key_set.names, clock))
+        clocks = list(dict.fromkeys(self._clocks[name] for name in names if name in self._clocks))
+        # The largest one takes the others in: a name that many key sets share costs each of them once.
+        clock = max(clocks, key=lambda one: len(one.key_sets), default=None) or _Clock()
+        for other in clocks:
+            if other is not clock:
+                clock.take_in(other)
+                for key_set in other.key_sets:
+                    self._clocks.update(dict.fromkeys(key_set.names, clock))
         self._clocks.update(dict.fromkeys(names, clock))
-        key_set = self.key_sets[names] = KeySet(names, clock)
+        key_set = self._all[names] = KeySet(names, clock)
         return key_set
 
     def count_on(self, key_set: KeySet, timestamp_ms: int) -> tuple[list[int], int]:
         """Return a step for each name, the one after its last, and when the values count as measured."""
         steps = []
         for name in key_set.names:
-            highest = max(one.highest_step for one in list(self.key_sets.values()) if name in one.names)
-            step = max(self._counters.get(name, 0), highest + 1)
+            step = self._counters.get(name, 0)
+            for given in self._given.pop(name, ()):
+                # In this order: a signal handler that gives it a step now enters it again.
+                self.key_sets.pop(given.names, None)
+                step = max(step, given.highest_step + 1)
             self._counters[name] = step + 1
             steps.append(step)
         clock = key_set.clock
@@ -305,9 +328,9 @@ class JournalWriter:
             Whether the journal has them now.
         """
         with self._lock:
-            key_set = self._axes.key_sets.get(names) or self._axes.key_set(names)
             if step is None:
-                return self._append_counted(key_set, values, timestamp_ms)
+                return self._append_counted(names, values, timestamp_ms)
+            key_set = self._axes.key_sets.get(names) or self._axes.key_set(names)
             timestamp_ms = key_set.settle(step, timestamp_ms)
             body = key_set.pack(next(self._sequence), 3, key_set.id, timestamp_ms, step, *values)
             frame = records.framed(body)
@@ -315,7 +338,8 @@ class JournalWriter:
                 return self._write_with_keys(key_set, frame)
             return self._write(frame, len(values))
 
-    def _append_counted(self, key_set: KeySet, values: Sequence[float], timestamp_ms: int) -> bool:
+    def _append_counted(self, names: tuple[str, ...], values: Sequence[float], timestamp_ms: int) -> bool:
+        key_set = self._axes.counted(names)
         steps, timestamp_ms = self._axes.count_on(key_set, timestamp_ms)
         pack = records.steps_packer(len(steps))
         body = pack(next(self._sequence), Kind.METRICS_STEPS, key_set.id, timestamp_ms, *steps, *values)
@@ -360,7 +384,10 @@ class JournalWriter:
             return self._drop(count)
         if written != size:
             # Back to the last whole frame, or the next one would stand behind half a frame.
-            os.ftruncate(self._descriptor, self._size)
+            try:
+                os.ftruncate(self._descriptor, self._size)
+            except OSError:
+                self._size += written  # a reader takes it for damage, and finds what comes behind
             self._tell(f"cannot write the journal in {self.folder.path}: the disk is full")
             return self._drop(count)
         self._size += size
