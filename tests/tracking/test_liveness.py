@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -10,11 +12,15 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from mlflow import MlflowClient
 
+from mlpipeline import MLflowConfig
 from mlpipeline.tracking import liveness
 from mlpipeline.tracking.home import Home
+from mlpipeline.tracking.opening import open_run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.process
@@ -226,3 +232,73 @@ def test_a_process_forks_while_its_threads_record_and_no_child_is_stuck(home: Pa
     """200 forks in the middle of appends, ends and children that are over: each child records and is gone."""
     with start(FORKS.format(forks=200), MLFLOW_TRACKING_URI="http://127.0.0.1:9") as process:
         assert "0" == said(process)
+
+
+def open_files() -> int:
+    """Return how many descriptors this process has."""
+    return len(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
+
+
+def offline(store_uri: str) -> MLflowConfig:
+    return MLflowConfig(tracking_uri=store_uri, experiment_name="handles", delivery="offline")
+
+
+def test_a_worker_that_is_handed_a_run_a_hundred_times_writes_one_journal(
+    store_uri: str, home: Path, deliver: Callable[[], None]
+) -> None:
+    """One handle per task, as joblib does it: no more files than the first one opened, and each point once."""
+    run = open_run(offline(store_uri))
+    handed = pickle.dumps(run)
+    descriptors = set()
+    for step in range(100):
+        pickle.loads(handed).log_metrics({"loss": step / 7}, step=step)
+        descriptors.add(open_files())
+    assert 2 == len(Home(home).run(run.uid).writers())
+    run.end()
+    deliver()
+    client = MlflowClient(store_uri)
+    (found,) = client.search_runs(["1"])
+    points = client.get_metric_history(found.info.run_id, "loss")
+    assert [(step, step / 7) for step in range(100)] == [(point.step, point.value) for point in points]
+    assert ("FINISHED", 1) == (found.info.status, len(descriptors))
+
+
+def test_a_worker_keeps_few_journals_open_however_many_runs_it_is_handed(store_uri: str) -> None:
+    """Those of the runs handed over last; what is closed frees its lock and its descriptors."""
+    runs = [open_run(offline(store_uri)) for _ in range(20)]
+    before = open_files()
+    for run in runs:
+        pickle.loads(pickle.dumps(run)).log_metrics({"loss": 0.5}, step=0)
+    gc.collect()
+    assert 8 * 2 >= open_files() - before
+    for run in runs:
+        run.end()
+
+
+def test_the_journal_of_handles_is_closed_with_the_last_one_that_is_ended(store_uri: str, home: Path) -> None:
+    """Nobody who could add to the run is left then; until then the others go on."""
+    run = open_run(offline(store_uri))
+    first, second = (pickle.loads(pickle.dumps(run)) for _ in range(2))
+    first.log_metrics({"loss": 0.5}, step=0)
+    folder = Home(home).run(run.uid)
+    run.end()
+    first.end()
+    second.log_metrics({"loss": 0.25}, step=1)
+    assert [False, True] == sorted(liveness.is_held(folder.lock(name)) for name in folder.writers())
+    second.end()
+    assert [False, False] == [liveness.is_held(folder.lock(name)) for name in folder.writers()]
+
+
+def test_a_fork_does_not_write_into_the_journal_of_its_parents_handles(store_uri: str, home: Path) -> None:
+    """Two processes in one journal would count its frames twice: the child makes one of its own."""
+    run = open_run(offline(store_uri))
+    handed = pickle.dumps(run)
+    pickle.loads(handed).log_metrics({"loss": 0.5}, step=0)
+    child = os.fork()
+    if child == 0:
+        pickle.loads(handed).log_metrics({"loss": 0.25}, step=1)
+        os._exit(0)
+    assert 0 == os.waitpid(child, 0)[1]
+    pickle.loads(handed).log_metrics({"loss": 0.125}, step=2)
+    assert 3 == len(Home(home).run(run.uid).writers())
+    run.end()

@@ -6,7 +6,8 @@
                                                                    │
     courier  ◄── frames, from the acknowledged offset on ── JournalReader
 
-One writer belongs to one run and one process. Its sequence, key-set table and write are one short
+One writer belongs to one run and one process: all handles that a process was handed on a run share an
+`AttachedJournal`. Its sequence, key-set table and write are one short
 critical section; the lock is re-entrant, because a signal handler may log while its own thread is
 inside, and is made anew in a forked child, which writes a journal of its own.
 
@@ -21,6 +22,7 @@ import itertools
 import logging
 import os
 import secrets
+import sys
 import threading
 import time
 import weakref
@@ -32,6 +34,7 @@ from mlpipeline.tracking.records import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from mlpipeline.tracking.home import Home, RunFolder
 
@@ -266,7 +269,8 @@ class JournalWriter:
         try:
             if os.write(descriptor, start) != len(start):
                 raise OSError("the disk is full")
-            if self._is_durable:
+            # Of an attached journal there is nothing yet that a power cut could take.
+            if self._is_durable and self._header.get("role") != "attached":
                 os.fdatasync(descriptor) if hasattr(os, "fdatasync") else os.fsync(descriptor)
         except OSError:
             os.close(descriptor)
@@ -461,6 +465,66 @@ class JournalWriter:
             self._header["role"] = "attached"
 
 
+class AttachedJournal(JournalWriter):
+    """The journal of every handle on one run that this process was handed; made by `attached_journal`.
+
+    It is closed when the last handle is ended, or when no handle is left and `_KEPT_OPEN` others were
+    handed over since: a worker gets a handle per task, and each journal takes a lock and two files.
+    """
+
+    def __init__(self, home: Home, uid: str, header: Mapping[str, Any]) -> None:
+        super().__init__(home, uid, header)
+        self._holders: weakref.WeakSet[object] = weakref.WeakSet()
+
+    def hold(self, holder: object) -> bool:
+        """Take note of a handle; False when the journal has been closed meanwhile."""
+        with self._lock:
+            if not self._is_closed:
+                self._holders.add(holder)
+            return not self._is_closed
+
+    def leave(self, holder: object) -> None:
+        """Take note that a handle is ended, and close the journal if it was the last."""
+        with self._lock:
+            self._holders.discard(holder)
+            if not self._holders:
+                self.close()
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self.close()
+
+
+_KEPT_OPEN = 8
+_attached: weakref.WeakValueDictionary[tuple[Path, str, Any], AttachedJournal] = weakref.WeakValueDictionary()
+_recent: dict[tuple[Path, str, Any], AttachedJournal] = {}
+"""The attached journals used last, in that order: they stay open for the next handle."""
+
+_attaching = threading.RLock()
+
+
+def attached_journal(home: Home, uid: str, header: Mapping[str, Any], holder: object) -> AttachedJournal:
+    """Return this process's journal of a run that was opened elsewhere.
+
+    Args:
+        home: The journal home.
+        uid: Our name of the run.
+        header: What the courier must know of the run; its attempt tells one journal from another.
+        holder: The handle, whose end it is to `AttachedJournal.leave`.
+    """
+    key = home.path, uid, header.get("attempt")
+    with _attaching:
+        journal = _attached.get(key)
+        if journal is None or not journal.hold(holder):
+            journal = _attached[key] = AttachedJournal(home, uid, header)
+            journal.hold(holder)
+        _recent.pop(key, None)
+        _recent[key] = journal
+        while len(_recent) > _KEPT_OPEN:
+            del _recent[next(iter(_recent))]
+        return journal
+
+
 def _close(descriptor: int) -> None:
     if descriptor >= 0:
         # It is closed then all the same; what a network file system says so late costs no training.
@@ -469,6 +533,8 @@ def _close(descriptor: int) -> None:
 
 
 def _after_fork_in_child() -> None:
+    global _attaching  # noqa: PLW0603
+    _attaching = threading.RLock()
     for writer in list(_writers):
         writer._after_fork()  # noqa: SLF001 - the fork hook of this very module
 

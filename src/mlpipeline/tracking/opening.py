@@ -29,7 +29,7 @@ from mlpipeline.core import credentials
 from mlpipeline.tracking import children, closing, names, surroundings, trainings
 from mlpipeline.tracking.dispatch import dispatch_for
 from mlpipeline.tracking.home import Home, new_uid
-from mlpipeline.tracking.journal import JournalWriter
+from mlpipeline.tracking.journal import JournalWriter, attached_journal
 from mlpipeline.tracking.run import Journal, Run
 from mlpipeline.tracking.sink import Destination
 
@@ -304,7 +304,10 @@ def attached_run(config: MLflowConfig, uid: str, *, parent: Run | None = None) -
         "run_name": config.run_name and names.storable(config.run_name),
         "run_id": config.run_id,
     }
-    return Run(config, uid, header, journal=JournalWriter(home, uid, header), home=home)
+    run = Run.__new__(Run)  # the journal is held by the handle from the first moment on
+    journal = attached_journal(home, uid, header, run)
+    Run.__init__(run, config, uid, header, journal=journal, home=home)
+    return run
 
 
 def _is_plain_tag(key: str, value: str) -> bool:

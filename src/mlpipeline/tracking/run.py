@@ -27,7 +27,7 @@ from mlpipeline.tracking import closing, files, names
 from mlpipeline.tracking.account import LOCAL_PREFIX, DeliveryCounts, counts_of
 from mlpipeline.tracking.children import ChildJournal
 from mlpipeline.tracking.dispatch import Dispatch, dispatch_for
-from mlpipeline.tracking.journal import JournalWriter
+from mlpipeline.tracking.journal import AttachedJournal, JournalWriter, attached_journal
 from mlpipeline.tracking.params import flatten_params
 from mlpipeline.tracking.records import Kind
 from mlpipeline.tracking.redaction import REDACTED, redact
@@ -679,7 +679,10 @@ class Run:
                     at = {} if end_ms is None else {"end_ms": end_ms}
                     kept = {"keeps_models": True} if keeps_models else {}
                     self._append(Kind.END, {"status": status, **at, **kept}, is_synced=True)
-                self._journal.close()
+                if isinstance(self._journal, AttachedJournal):
+                    self._journal.leave(self)
+                else:
+                    self._journal.close()
             self._status = status
         if self._journal is not None and self._journal.dropped:
             logger.warning(
@@ -698,6 +701,10 @@ class Run:
                 # It went into its parent's journal; from here on it is a run like any other.
                 self._header["attempt"] = attempt
                 self._journal = JournalWriter(self._home, self.uid, self._header, is_durable=False)
+                self._journal.open()
+            elif isinstance(self._journal, AttachedJournal) and self._home is not None:
+                self._header["attempt"] = attempt
+                self._journal = attached_journal(self._home, self.uid, self._header, self)
                 self._journal.open()
             elif isinstance(self._journal, JournalWriter):
                 self._header["attempt"] = attempt
@@ -861,7 +868,7 @@ class Run:
     def __setstate__(self, state: dict[str, Any]) -> None:
         header = {**state["header"], "role": "attached"}
         home = state["home"]
-        journal = JournalWriter(home, state["uid"], header) if home is not None else None
+        journal = attached_journal(home, state["uid"], header, self) if home is not None else None
         Run.__init__(self, state["config"], state["uid"], header, journal=journal, home=home)
         self.step = state["step"]
         self._run_id = state["run_id"]
