@@ -59,7 +59,7 @@ def _cell(row):
     lost = f"{row['lost']} ({', '.join(told)})" if told else str(row["lost"])
     text = [
         "same" if is_same else "**another**",
-        f"+{max(0.0, row['longer_s']):.1f} s",
+        f"+{max(0.0, row['longer_s']):.1f} s ({max(0.0, row['longest_step_s']):.1f} s)",
         f"{lost} / {row['doubled']}",
         ", ".join(row["statuses"]) or "no run",
     ]

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-_OF_THE_MOMENT = re.compile(r"seconds|_s$|time|duration|per_second|^system/", re.IGNORECASE)
+_OF_THE_MOMENT = re.compile(r"seconds|_s$|time|duration|per_second|^system/|^best_run$", re.IGNORECASE)
 """Metrics and tags whose values are those of one moment: only that they are there is compared."""
 
 _OF_THE_RUN = re.compile(r"^mlflow\.|^mlpipeline\.(uid|attempt|dropped|keeper|keeper_of|kept_ms|overlap)")
@@ -49,7 +49,8 @@ def picture(uri, name):
         run_name = run.info.run_name
         statuses.setdefault(run_name, []).append(run.info.status)
         facts["run", run_name, names.get(run.data.tags.get("mlflow.parentRunId"))] += 1
-        facts.update(("param", run_name, key, value) for key, value in run.data.params.items())
+        for key, value in run.data.params.items():
+            facts["param", run_name, key, value.replace(name, "NAME")] += 1
         for key, value in run.data.tags.items():
             if not _OF_THE_RUN.search(key):
                 facts[

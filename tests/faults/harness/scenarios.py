@@ -17,8 +17,11 @@ from mlpipeline.testing import faults
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LONGER_AT_MOST_S = 3.0
-"""The bar is 2 s. Undisturbed trainings differ by up to a second where the machine has others to serve."""
+LONGER_AT_MOST_S = 2.0
+"""In all; a step, too, may take no longer than that."""
+
+WHILE_IT_MOVES_S = 20.0
+"""Where a server takes all, but slowly: the exit waits as long as something moves, see `Dispatch.wait`."""
 
 LONG = 120
 """Steps of a training in whose middle a server is restarted."""
@@ -262,7 +265,10 @@ def taken_back(stage, *, has_run):
         stage.start_server()
         stage.taken_back = pictures.without_run(before - stage.look().facts)
         stage.proxy.up()
+        stage.go_on()
 
+    # Its end must not come before: delivered is delivered, and the older copy would say RUNNING for ever.
+    stage.stands_at = LONG // 2
     stage.at_step(1, replace)
     yield
 
@@ -361,7 +367,7 @@ SCENARIOS = (
         "Each request waits for 0.5 s before it goes on.",
         network(lambda: faults.delayed(0.5)),
         lasts=True,
-        longer_at_most_s=20.0,
+        longer_at_most_s=WHILE_IT_MOVES_S,
         fluent="training 7.4 -> 23.5 s, 0 lost",
     ),
     Scenario(
@@ -404,7 +410,7 @@ SCENARIOS = (
         "Each answer drips, a byte every millisecond.",
         network(lambda: faults.dripped(0.001)),
         lasts=True,
-        longer_at_most_s=20.0,
+        longer_at_most_s=WHILE_IT_MOVES_S,
     ),
     Scenario(
         "late",

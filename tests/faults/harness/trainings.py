@@ -42,16 +42,25 @@ class Training:
         self.name = order["name"]
         self._strike = order["strike"]
         self._step_s = order["step_s"]
+        self._stand = order["stand"]
+        self._go = Path(order["go"])
+        self._stood_s = 0.0
         self._notes = os.open(order["notes"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._count = 0
 
     def note(self, **facts):
-        os.write(self._notes, json.dumps({**facts, "s": time.monotonic()}).encode() + b"\n")
+        os.write(self._notes, json.dumps({**facts, "s": time.monotonic() - self._stood_s}).encode() + b"\n")
 
     def step(self, step=0):
         """Take a step; called from where the user's own code would be."""
         number, self._count = self._count, self._count + 1
         self.note(step=number)
+        if number == self._stand:
+            began_s = time.monotonic()
+            while not self._go.exists():
+                time.sleep(0.02)
+            self._stood_s = time.monotonic() - began_s
+            self.note(stood_s=self._stood_s)
         if self._strike is not None and number == self.steps // 2:
             if self._strike == "exception":
                 raise Strike("the user's own")
@@ -162,7 +171,7 @@ def optuna(training):
     from mlpipeline.optuna import MLflowCallback
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(study_name="study", sampler=optuna.samplers.RandomSampler(seed=0))
+    study = optuna.create_study(study_name=training.name, sampler=optuna.samplers.RandomSampler(seed=0))
     callbacks = training.callbacks(MLflowCallback, metric_name="value")
 
     def objective(trial):

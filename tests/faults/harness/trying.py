@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -65,10 +66,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A training without a fault."""
+    """A training without a fault, and how many records it comes to."""
 
     trained: Trained
     picture: Picture
+    delivered: int
 
 
 @dataclass
@@ -81,12 +83,16 @@ class Outcome:
         longer_s: How much longer its process took than that of an undisturbed one.
         longest_step_s: How much longer the longest step took than a step takes.
         lost: Records that are neither in MLflow nor told of.
-        told: Records that are not in MLflow, and listed as refused or counted as dropped.
         taken_back: Records that MLflow had, before its owner took its database back.
         doubled: What is there more often than it was recorded.
         statuses: Of the run, one of each run there is.
+        open_children: Names of the runs under it that are RUNNING.
         sync_codes: Exit codes of `mlpipeline sync`, until all was settled.
         stderr: Of the training.
+        told: Records that are not in MLflow, and listed as refused or counted as dropped.
+        refused: Letters in the home.
+        dropped: Records that no disk took, as the home counts them, exactly.
+        tagged: The same, as the run says in MLflow; None without a run.
     """
 
     exit_codes: tuple[int, int]
@@ -96,12 +102,14 @@ class Outcome:
     lost: Counter
     doubled: Counter
     statuses: list[str]
+    open_children: list[str]
     sync_codes: list[int]
     stderr: str
     told: int = 0
     taken_back: int = 0
     refused: int = 0
     dropped: int = 0
+    tagged: int | None = None
 
     def row(self):
         """It as plain values, for the page."""
@@ -135,6 +143,7 @@ class Bench:
         self.migrated = migrated
         self.server = server
         self._undisturbed = {}
+        self._until_now = {}
         self._unrecorded = {}
 
     def stage(self, integration, *, place="server"):
@@ -150,10 +159,29 @@ class Bench:
                 with self.stage(integration, place=place) as stage:
                     trained = stage.train(steps=steps)
                     stage.sync()
-                    tries.append(Undisturbed(trained, stage.look()))
+                    delivered = sum(state.delivered for state in stage.states())
+                    tries.append(Undisturbed(trained, stage.look(), delivered))
             self._undisturbed[key] = sorted(tries, key=lambda one: one.trained.wall_s)[len(tries) // 2]
-            assert all(one.picture.facts == tries[0].picture.facts for one in tries), _differences(*tries)
+            assert tries[0].picture.facts, "nothing was recorded"
+            for one in tries:
+                assert one.picture.facts == tries[0].picture.facts, _differences(one, tries[0])
         return self._undisturbed[key]
+
+    def until_struck(self, integration, steps):
+        """What an undisturbed training has recorded when it comes to the step in which others are struck."""
+        key = integration, steps
+        if key not in self._until_now:
+            with self.stage(integration) as stage:
+                stage.stands_at = steps // 2
+                process = stage.start(steps=steps)
+                try:
+                    stage.await_step(stage.stands_at)
+                    assert 0 == stage.sync()[-1]
+                    self._until_now[key] = stage.look().facts
+                finally:
+                    process.kill()
+                    process.wait()
+        return self._until_now[key]
 
     def unrecorded(self, integration, steps, strike):
         """The same training, struck in the same way, with nothing recorded."""
@@ -183,6 +211,7 @@ class Stage:
         proxy: Between the training and a server; None with SQLite.
         home: The journal home.
         disk: A small one for the journal home; None takes what there is.
+        stands_at: The step in which the training waits until it may `go_on`; None where it does not.
         taken_back: What a server had, and has not any more.
     """
 
@@ -193,6 +222,7 @@ class Stage:
         self.store = self.folder / "mlflow.db"
         self.proxy = None
         self.disk = None
+        self.stands_at = None
         self.taken_back = Counter()
         self._bench = bench
         self._integration = integration
@@ -268,6 +298,8 @@ class Stage:
             "steps": steps,
             "step_s": step_s,
             "strike": strike,
+            "stand": self.stands_at,
+            "go": str(self.folder / "go"),
             "is_recorded": is_recorded,
         }
         (self.folder / "order.json").write_text(json.dumps(order))
@@ -299,7 +331,7 @@ class Stage:
         return Trained(
             exit_code=process.returncode,
             stderr=(self.folder / "stderr").read_text("utf-8", "replace"),
-            wall_s=wall_s,
+            wall_s=wall_s - sum(note.get("stood_s", 0.0) for note in notes),
             result=next((note["result"] for note in notes if "result" in note), None),
             step_s=[note["s"] for note in notes if "step" in note],
         )
@@ -312,18 +344,25 @@ class Stage:
             return []
         return [json.loads(line) for line in lines if line.endswith("}")]
 
+    def await_step(self, step):
+        """Wait until the training has come to a step; an earlier end counts too."""
+        self.wait_until(
+            lambda: any(note.get("step", -1) >= step or "result" in note for note in self.notes()),
+            _TRAINING_AT_MOST_S,
+            every_s=0.02,
+        )
+
+    def go_on(self):
+        """Let the training go on that stands."""
+        (self.folder / "go").touch()
+
     def at_step(self, step, act):
         """Call *act* when the training has come to a step, from a thread; an earlier end counts too."""
 
         def wait():
-            deadline_s = time.monotonic() + _TRAINING_AT_MOST_S
             try:
-                while time.monotonic() < deadline_s:
-                    if any(note.get("step", -1) >= step or "result" in note for note in self.notes()):
-                        act()
-                        return
-                    time.sleep(0.02)
-                raise AssertionError(f"the training never came to step {step}")
+                self.await_step(step)
+                act()
             except BaseException as error:  # noqa: BLE001 - raised in the thread that waits for it
                 self._errors.append(error)
 
@@ -388,14 +427,25 @@ class Stage:
         """What the home knows of its runs."""
         return accounts(self.seen_home)
 
-    def dropped(self):
-        """How many records its disk could not take, as the home counts them; of one that took none, all."""
-        if not self.seen_home.path.exists() or not any(self.seen_home.path.iterdir()):
-            is_told = (self.folder / "stderr").read_text().count("cannot write the journal") == 1
-            return 2**31 if is_told else 0
+    def states(self):
+        """What the home knows of its runs, also of those that are put away."""
         done = [path.stem for path in (self.seen_home.path / "done").glob("*.json")]
         states = map(self.seen_home.state, {*done, *(folder.uid for folder in self.seen_home.runs())})
-        return sum(state.dropped for state in states if state is not None)
+        return [state for state in states if state is not None]
+
+    def dropped(self):
+        """How many records its disk could not take, as the home counts them; of one that took none, as is told."""
+        if states := self.states():
+            return sum(state.dropped for state in states)
+        told = (self.folder / "stderr").read_text()
+        assert told.count("cannot write the journal") <= 1, "told once per cause"
+        found = re.findall(r"(\d+) records of run \w+ could not be written to disk", told)
+        return sum(map(int, found))
+
+    def tagged(self):
+        """How many were dropped, as the run itself says in MLflow."""
+        run = self.run()
+        return int(run.data.tags.get("mlpipeline.dropped", 0)) if run is not None else None
 
     def couriers(self):
         """Process ids of the couriers of this home that live."""
@@ -407,13 +457,13 @@ class Stage:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def wait_until(self, holds, within_s=60.0):
+    def wait_until(self, holds, within_s=60.0, *, every_s=0.1):
         """Wait until something holds."""
         deadline_s = time.monotonic() + within_s
         while not holds():
             if time.monotonic() > deadline_s:
                 raise AssertionError(f"it did not hold within {within_s} s")
-            time.sleep(0.1)
+            time.sleep(every_s)
 
 
 def _last_step(run):
@@ -438,17 +488,20 @@ def attempt(bench, scenario, integration):
         scenario.afterwards(stage)
         found = stage.look()
         letters = pictures.letters(stage.seen_home)
-        dropped = stage.dropped()
+        dropped, tagged = stage.dropped(), stage.tagged() if scenario.drops else None
         refused = sum(account.counts.refused for account in stage.account())
         taken_back = stage.taken_back
     whole = reference.picture.facts
-    must = whole if scenario.strike is None else _before(whole, trained.steps - 1)
+    must = whole if scenario.strike is None else bench.until_struck(integration, scenario.steps)
     missing = pictures.without_run(must - found.facts) - taken_back
     lost = missing - letters
     if scenario.is_run_gone:
         lost = Counter({fact: count for fact, count in lost.items() if fact[0] not in {"run", "alias"}})
-    if scenario.drops and lost.total() <= dropped:
-        lost = Counter()
+    if scenario.drops:
+        # What never had a disk is told file by file, and counted record by record.
+        files = sum(count for fact, count in must.items() if fact[0] in {"artifact", "model", "version"})
+        if dropped == (lost.total() if scenario.status else reference.delivered - files):
+            lost = Counter()
     own_s = (
         0.0
         if scenario.strike is None
@@ -460,30 +513,33 @@ def attempt(bench, scenario, integration):
         longer_s=trained.wall_s - reference.trained.wall_s - own_s,
         longest_step_s=trained.longest_step_s - STEP_S,
         lost=lost,
-        doubled=_named(found.facts) - _named(whole),
-        statuses=found.statuses.get("training", found.statuses.get("study", [])),
+        doubled=_doubled(found.facts, whole, is_struck=scenario.strike is not None),
+        statuses=found.statuses.pop("training", []),
+        open_children=sorted(name for name, statuses in found.statuses.items() if "RUNNING" in statuses),
         sync_codes=codes,
         stderr=trained.stderr,
         told=missing.total() - lost.total(),
         taken_back=taken_back.total(),
         refused=refused,
         dropped=dropped,
+        tagged=tagged,
     )
 
 
-def _named(facts):
-    """Facts to count what is there twice: a tag is there once, and its value may be a newer or an older one."""
-    named = Counter()
-    for fact, count in facts.items():
-        named[fact[:3] if fact[0] == "tag" else fact] += count
-    return named
+def _doubled(found, whole, *, is_struck):
+    """What is there more often than in an undisturbed training.
 
+    A tag is there once, and its value may be a newer or an older one. A training that was struck may have
+    more to say than one that was not, such as which trial failed; once.
+    """
 
-def _before(facts, step):
-    """What must be there of a training that was struck in a step: params, and all that came before it."""
-    kept = Counter()
-    for fact, count in facts.items():
-        is_early = fact[0] == "metric" and fact[1] == "training" and 0 <= fact[3] < step
-        if fact[0] in {"run", "param"} or is_early:
-            kept[fact] = count
-    return kept
+    def named(facts):
+        by_name = Counter()
+        for fact, count in facts.items():
+            size = {"tag": 3, "metric": 4 if is_struck else 5}.get(fact[0], len(fact))
+            by_name[fact[:size]] += count
+        return by_name
+
+    there = named(found)
+    more = there - named(whole)
+    return Counter({fact: count for fact, count in more.items() if not is_struck or there[fact] > 1})
