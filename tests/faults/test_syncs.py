@@ -94,6 +94,7 @@ def test_a_sync_that_is_killed_and_run_again_doubles_nothing(
             process.kill()
             process.wait()
         assert 0 == subprocess.run(SYNC, check=False).returncode
+    assert at_work > 0, "each of them had nothing left to do"
     assert_all_is_there_once(mlflow_client(server.uri), experiment, runs)
     title = f"mlpipeline sync killed {kills} times, and run again"
     text = f"{at_work} times at work; {runs} runs with {POINTS} points and {FILES} files each, models: 0 lost, 0 doubled"
