@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 
 import pytest
+
+from mlpipeline import MLflowConfig
+from mlpipeline.tracking.opening import open_run
 
 TRAINING = """
 from mlpipeline import MLflowTracker
@@ -58,3 +62,15 @@ os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ("7\n", 0) == (done.stdout, done.stderr.count("mlpipeline:"))
+
+
+def test_nobody_waits_for_what_no_disk_has_taken(tmp_path, store_uri):
+    """No courier will ever know of it: neither the run's id nor its end is worth a second."""
+    (tmp_path / "file").touch()
+    run = open_run(MLflowConfig(tracking_uri=store_uri, journal_dir=tmp_path / "file" / "home"))
+    run.log_metrics({"loss": 0.5}, step=0)
+    began_s = time.monotonic()
+    assert run.run_id.startswith("local-")
+    run.end()
+    assert 2 == run.wait().dropped
+    assert time.monotonic() - began_s < 2.0

@@ -193,8 +193,8 @@ class Run:
         return state.experiment_id if state else None
 
     def _is_traceless(self) -> bool:
-        """Whether this is a handle from another machine, or an old one: nobody here will ever hear more."""
-        if self._home is None or self._header.get("role") != "attached":
+        """Whether nobody here will ever hear more: from another machine, or an old one, or no disk took it."""
+        if self._home is None or isinstance(self._journal, ChildJournal):
             return False
         return not self._home.run(self.uid).path.exists() and self._home.done_state(self.uid) is None
 
@@ -729,7 +729,7 @@ class Run:
     flush = wait
 
     def _wait(self, insist_s: float | None, *, is_exit: bool = False) -> None:
-        if self._home is not None:
+        if self._home is not None and not self._is_traceless():
             where = self._destination_key()
             self._dispatch().wait(self.is_delivered, destination=where, insist_s=insist_s, is_exit=is_exit)
 
