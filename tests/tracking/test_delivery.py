@@ -566,6 +566,19 @@ def test_a_hostile_journal_names_nothing_outside_of_the_spool(
     assert ["artifact"] == [letter["kind"] for letter in dead_letters(Home(home), run.uid)]
 
 
+@pytest.mark.parametrize("name", ["it's", 'say "so"', "back`tick"])
+def test_a_registered_models_name_may_hold_quotes(store_uri: str, deliver: Deliver, name: str) -> None:
+    """Its version is searched for by this name before it is made."""
+    from sklearn.linear_model import LinearRegression
+
+    config = MLflowConfig(tracking_uri=store_uri, register_model=True, model_name=name, delivery="offline")
+    run = open_run(config)
+    run.log_model(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]))
+    run.end()
+    deliver()
+    assert [1] == [version.version for version in client_of(config).get_registered_model(name).latest_versions]
+
+
 def test_a_handle_on_another_process_run_knows_its_model(
     store_uri: str, deliver: Deliver, experiment: str
 ) -> None:

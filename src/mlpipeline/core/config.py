@@ -198,7 +198,11 @@ _TRACKING = _store("mlflow.tracking_store", *_SERVERS)
 _REGISTRY = _store("mlflow.model_registry_store", *_SERVERS, "databricks-uc", "uc")
 _TEXT = _text()
 _EXPERIMENT = _text(r"(?=.*\S).{1,500}", "a string of 1 to 500 characters")
-_MODEL = _text(r"(?=.*\S)(?!\.\.|\.$)[^/:]+", "a name without '/' and ':', which MLflow keeps for model URIs")
+_MODEL = _text(
+    r"(?=.*\S)(?!\.\.|\.$)(?!.*'.*\"|.*\".*')[^/:]+",
+    "a name without '/' and ':', which MLflow keeps for model URIs, and with one kind of quotes at most, "
+    "because MLflow cannot search for both",
+)
 _ALIAS = _text(
     r"(?i)(?!latest$|v\d+$)[\w\-]{1,255}",
     "at most 255 letters, digits, '_' and '-', but not 'latest' or 'v<number>', which MLflow reserves",

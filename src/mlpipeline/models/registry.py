@@ -211,7 +211,7 @@ class ModelRegistry:
         versions = [
             int(version.version)
             for source_run_id in {run_id, model.source_run_id or run_id}
-            for version in self._search(f"name = {_quoted(name)} AND run_id = '{source_run_id}'")
+            for version in self._search(f"name = {registry.quoted(name)} AND run_id = '{source_run_id}'")
             if registry.logged_model_id(version) == model.model_id
         ]
         return min(versions, default=None)
@@ -640,7 +640,7 @@ class ModelRegistry:
     def _infos(self, name: str, max_results: int) -> list[ModelVersionInfo]:
         """Return the newest versions, newest first."""
         aliases = self._aliases(name)  # which a search does not tell
-        infos = map(self._info, self._search(f"name = {_quoted(name)}", max_results))
+        infos = map(self._info, self._search(f"name = {registry.quoted(name)}", max_results))
         return [
             dataclasses.replace(
                 info,
@@ -692,15 +692,6 @@ def _registered_name(model: Any) -> str | None:
         return str(versions[-1]["name"]) if versions else None
     except (ValueError, LookupError, TypeError):
         return None
-
-
-def _quoted(name: str) -> str:
-    """Return a name as it may stand in a filter of the registry's."""
-    if "'" not in name:
-        return f"'{name}'"
-    if '"' in name:
-        raise UsageError(f"the name {name!r} holds both kinds of quotes: MLflow cannot search for it")
-    return f'"{name}"'
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.credentials import with_credentials
+from mlpipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,6 +68,19 @@ def set_real_stage(client: MlflowClient, name: str, version: int, stage: str) ->
         }:
             raise
         logger.debug("the registry has no stages: %s", error)
+
+
+def quoted(name: str) -> str:
+    """Return a registered model's name as it may stand in a filter of the registry's.
+
+    Raises:
+        ConfigError: It holds both kinds of quotes.
+    """
+    if "'" not in name:
+        return f"'{name}'"
+    if '"' in name:
+        raise ConfigError(f"the name {name!r} holds both kinds of quotes: MLflow cannot search for it")
+    return f'"{name}"'
 
 
 def ensure_registered_model(client: MlflowClient, name: str) -> None:

@@ -544,9 +544,13 @@ class MlflowSink:
 
     def find_versions(self, name: str, uid: str) -> list[int]:
         """Return the versions of a registered model that carry our uid, oldest first."""
-        query = f"name = '{_checked(name)}' AND tags.`{UID_TAG}` = '{_checked(uid)}'"
-        found = self._do(lambda: self._connected().search_model_versions(query))
-        return sorted(int(version.version) for version in found)
+
+
+        def find() -> list[int]:
+            query = f"name = {registry.quoted(name)} AND tags.`{UID_TAG}` = '{_checked(uid)}'"
+            return sorted(int(found.version) for found in self._connected().search_model_versions(query))
+
+        return self._do(find)
 
     def create_version(self, model_id: str, run_id: str, record: Mapping[str, Any]) -> int:
         """Register a LoggedModel as the record says, and return its version."""
