@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import zipfile
@@ -68,6 +69,24 @@ class Clipping(TransformerMixin, BaseEstimator):
 def halved(X):
     """Return half of the data: a function of the user's own."""
     return X / 2
+
+
+@pytest.mark.parametrize("kind", ["torch", "xgboost"])
+def test_a_full_disk_is_the_disks_fault(tmp_path, kind):
+    """RLIMIT_FSIZE stands for it: neither framework raises an OSError, and the user has made no mistake."""
+    if kind == "torch":
+        model = nn.Linear(200, 200)
+    else:
+        model = xgboost.train({}, xgboost.DMatrix(DIGITS, DIGIT), 50)
+    stage_model(model, tmp_path / "with room", signature=None)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            stage_model(model, tmp_path / "model", signature=None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not (tmp_path / "model").exists()
 
 
 # scikit-learn

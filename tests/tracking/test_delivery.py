@@ -566,6 +566,46 @@ def test_a_hostile_journal_names_nothing_outside_of_the_spool(
     assert ["artifact"] == [letter["kind"] for letter in dead_letters(Home(home), run.uid)]
 
 
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from sklearn.ensemble import RandomForestClassifier
+from mlpipeline import MLflowConfig
+from mlpipeline.tracking.opening import open_child, open_run
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+forest = RandomForestClassifier(50).fit([[0.0], [1.0]] * 50, [0, 1] * 50)
+big = Path("big.txt")
+big.write_text("x" * 50_000)
+parent = open_run(MLflowConfig(tracking_uri=sys.argv[1], run_name="parent", delivery="offline"))
+child = open_child(parent, "child-0", name="child", is_over=True)
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+for run in (parent, child):
+    run.log_text("fits", "small.txt")
+    run.log_text("x" * 50_000, "text.txt")
+    run.log_artifact(big)
+parent.log_model(forest)
+resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+child.end()
+parent.end()
+print(child.counts().dropped, parent.counts().dropped)
+"""
+
+
+def test_files_that_the_disk_refuses_are_counted_as_dropped(
+    store_uri: str, deliver: Deliver, home: Path
+) -> None:
+    """RLIMIT_FSIZE stands for the full disk: exact numbers, here, in `status` and in the runs' tags."""
+    done = subprocess.run([sys.executable, "-c", FULL, store_uri], capture_output=True, text=True, check=True)
+    assert "2 3\n" == done.stdout
+    (folder,) = [folder for folder in Home(home).runs() if folder.uid != "child-0"]
+    deliver()
+    assert (2, 3) == tuple(account_of(Home(home), uid).counts.dropped for uid in ("child-0", folder.uid))
+    runs = MlflowClient(store_uri).search_runs(["0", "1"])
+    found = {run.info.run_name: run.data.tags["mlpipeline.dropped"] for run in runs}
+    assert {"child": "2", "parent": "3"} == found
+
+
 @pytest.mark.parametrize("name", ["it's", 'say "so"', "back`tick"])
 def test_a_registered_models_name_may_hold_quotes(store_uri: str, deliver: Deliver, name: str) -> None:
     """Its version is searched for by this name before it is made."""

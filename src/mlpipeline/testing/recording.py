@@ -35,7 +35,7 @@ class Recorded:
         artifacts: Names of the files that would be artifacts.
         models: Names of the logged models.
         statuses: How the runs ended, in order.
-        dropped: Always 0: memory takes everything.
+        dropped: 0: memory takes everything.
     """
 
     def __init__(self) -> None:
@@ -56,6 +56,10 @@ class Recorded:
 
     def close(self) -> None:
         """Do nothing: what was recorded stays."""
+
+    def drop(self) -> None:
+        """Count a record that could not be kept."""
+        self.dropped += 1
 
     def append(self, kind: Kind, content: Mapping[str, Any], *, is_synced: bool = False) -> bool:
         """Keep one record."""

@@ -106,6 +106,11 @@ class ChildJournal:
             kind = Kind.METRICS_STEPS if step is None else Kind.METRICS
             return self.append(kind, {"points": points})
 
+    def drop(self) -> None:
+        """Count a record that cannot be kept; see `JournalWriter.drop`."""
+        with self._lock:
+            self.dropped += 1
+
     def close(self) -> None:
         """Hand the records on; later ones are dropped."""
         with self._lock:
@@ -114,6 +119,8 @@ class ChildJournal:
             self._is_closed = True
             if self._pid != os.getpid():
                 return  # a forked copy: the run is the other process's
+            if self.dropped:
+                self._records.append((int(Kind.DROPPED), {"count": self.dropped}))
             now_ms = time.time_ns() // 1_000_000
             content = {"uid": self._uid, "header": self._header, "records": self._records, "ms": now_ms}
             self._name = self._append(records.json_payload(content))
@@ -123,12 +130,12 @@ class ChildJournal:
 
     def _become_journal(self, content: Mapping[str, Any]) -> None:
         segment = segment_of(content, new_name())
-        self.dropped = segment.damaged
+        self.dropped += segment.damaged
         try:
             self._home.check()
             keep(self._home, segment)
         except (OSError, ConfigError) as error:
-            self.dropped = count_of(content)
+            self.dropped += count_of(content)
             logger.warning("cannot write the journal of run %s: %s", self._uid, error)
 
     def waiting(self) -> int:
@@ -220,7 +227,7 @@ def count_of(content: Mapping[str, Any]) -> int:
     for record in content["records"]:
         with contextlib.suppress(KeyError, TypeError, ValueError):
             kind, of = record
-            count += len(of["points"]) if kind in _METRICS else 1
+            count += len(of["points"]) if kind in _METRICS else kind != Kind.DROPPED
     return count
 
 

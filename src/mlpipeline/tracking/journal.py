@@ -398,6 +398,11 @@ class JournalWriter:
         self._untold_drops = 0
         return True
 
+    def drop(self) -> None:
+        """Count a record that cannot be kept, such as that of a file for which the disk has no room."""
+        with self._lock:
+            self._drop(1)
+
     def _drop(self, count: int) -> bool:
         self.dropped += count
         self._untold_drops += count

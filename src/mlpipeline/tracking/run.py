@@ -70,6 +70,9 @@ class Journal(Protocol):
     ) -> bool:
         """Keep one value per name."""
 
+    def drop(self) -> None:
+        """Count a record that cannot be kept."""
+
     def close(self) -> None:
         """Take no more."""
 
@@ -117,7 +120,7 @@ class Run:
         self._long_params: dict[str, Any] = {}
         self._nonfinite: set[str] = set()
         self._keeper: Run | None = None  # a run above, whose end says whether models here stay
-        self._spool = Spool(home, uid, self._append)
+        self._spool = Spool(home, uid, self._append, self._drop)
         is_known_elsewhere = header.get("role") == "attached" or "is_shared" in header
         self._models = RunModels(
             config,
@@ -818,6 +821,10 @@ class Run:
         if now_ms >= self._next_tick_ms:
             self._tick(now_ms)
         return is_kept
+
+    def _drop(self) -> None:
+        if self._journal is not None:
+            self._journal.drop()
 
     def _append_child(self, payload: bytes) -> str | None:
         """Keep the record of a run under this one that is over; see `JournalWriter.append_child`."""

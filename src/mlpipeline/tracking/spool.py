@@ -36,16 +36,25 @@ class Spool:
         home: The journal home; None keeps no files, and records what they would have been.
         uid: Our name of the run.
         append: Appends a record to the run's journal, and tells whether that was done.
+        drop: Counts a record whose file the disk refuses.
     """
 
-    def __init__(self, home: Home | None, uid: str, append: Callable[[Kind, dict[str, Any]], bool]) -> None:
+    def __init__(
+        self,
+        home: Home | None,
+        uid: str,
+        append: Callable[[Kind, dict[str, Any]], bool],
+        drop: Callable[[], None],
+    ) -> None:
         self._home = home
         self._uid = uid
         self._append = append
+        self._drop = drop
 
     def place(self, name: str) -> SpoolPlace:
         """Return a place for one file or folder; see `SpoolPlace`."""
-        return SpoolPlace(self._home.run(self._uid).spool if self._home is not None else None, name)
+        spool = self._home.run(self._uid).spool if self._home is not None else None
+        return SpoolPlace(spool, name, self._drop)
 
     def keep(self, kind: Kind, place: Path | None, record: dict[str, Any]) -> bool:
         """Record what was written to a place.
@@ -56,7 +65,7 @@ class Spool:
         if place is not None:
             record = {**record, "spool": f"{place.parent.name}/{place.name}"}
         elif self._home is not None:
-            return False  # the spool could not take it, which was told
+            return False  # the spool could not take it, which was told and counted
         return self._append(kind, record)
 
     def excess_bytes(self) -> int:
@@ -69,16 +78,18 @@ class SpoolPlace:
     """A place for one file or folder in a spool, taken back if the block that fills it fails.
 
     As a context manager it gives the path to write to; None where there is no spool or the disk
-    refuses, which is told. An ``OSError`` inside the block is the disk's too: told, and not raised.
+    refuses, which is told and counted. An ``OSError`` inside the block is the disk's too, and not raised.
 
     Args:
         spool: The spool's folder; None where nothing is to be kept.
         name: Name of the file or folder.
+        drop: Counts a record whose file the disk refuses.
     """
 
-    def __init__(self, spool: Path | None, name: str) -> None:
+    def __init__(self, spool: Path | None, name: str, drop: Callable[[], None]) -> None:
         self._spool = spool
         self._name = name
+        self._drop = drop
         self._folder: Path | None = None
 
     def __enter__(self) -> Path | None:
@@ -91,7 +102,7 @@ class SpoolPlace:
                     os.mkdir(above, mode=0o700)
             os.mkdir(folder, mode=0o700)
         except OSError as error:
-            self._tell(error)
+            self._lose(error)
             return None
         self._folder = folder
         return folder / self._name
@@ -103,9 +114,10 @@ class SpoolPlace:
             return False
         shutil.rmtree(self._folder, ignore_errors=True)
         if issubclass(kind, OSError):
-            self._tell(error)
+            self._lose(error)
             return True
         return False
 
-    def _tell(self, error: BaseException | None) -> None:
+    def _lose(self, error: BaseException | None) -> None:
+        self._drop()
         logger.warning("cannot keep %s in the spool: %s", self._name, error)

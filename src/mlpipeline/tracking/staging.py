@@ -471,6 +471,9 @@ def _is_any(schema: Schema) -> bool:
 
 # Staging
 
+_ROOM_BYTES = 65_536
+"""A disk that does not take so much more is full."""
+
 
 @dataclass(frozen=True)
 class StagedModel:
@@ -589,6 +592,7 @@ def _save(flavor: Flavor, request: SaveRequest) -> str:
         raise
     # A framework may fail to write a model with any exception at all.
     except Exception as cause:
+        _check_room(request.folder, cause)
         if request.logged_example is not None:
             _warn_of_example(request.model, cause)
             return _save(flavor, replace(request, logged_example=None))
@@ -597,6 +601,16 @@ def _save(flavor: Flavor, request: SaveRequest) -> str:
             f"serialization {request.serialization!r}: {cause}. Remove what cannot be written (an "
             "open file, a lock, a callback), or choose another serialization."
         ) from cause
+
+
+def _check_room(folder: Path, cause: Exception) -> None:
+    """Raise an ``OSError`` where the disk takes no more: XGBoost and PyTorch have exceptions of their own for that."""
+    try:
+        with (folder / "room").open("wb") as file:
+            file.write(bytes(_ROOM_BYTES))
+        (folder / "room").unlink()
+    except OSError as error:
+        raise error from cause
 
 
 def new_folder(folder: Path) -> None:
