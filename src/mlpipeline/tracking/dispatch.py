@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import mlpipeline
 from mlpipeline.core import credentials
+from mlpipeline.core.errors import ConfigError
 from mlpipeline.tracking import liveness
 from mlpipeline.tracking.home import Home, read_file
 
@@ -119,7 +120,7 @@ class Dispatch:
                 elif time.monotonic() - self._spawned_s > _FIRST_SIGN_S:
                     self._spawned_s = time.monotonic()
                     self._spawn()
-            except OSError as error:
+            except (OSError, ConfigError) as error:
                 if not self._is_told:
                     self._is_told = True
                     logger.warning(
@@ -161,6 +162,7 @@ class Dispatch:
             self._thread.join()
 
     def _spawn(self) -> None:
+        self.home.check()  # it would run in a folder of somebody else's
         package = Path(mlpipeline.__file__).parents[1]
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
         log = os.open(self.home.courier_log, flags, 0o600)

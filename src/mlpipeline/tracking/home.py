@@ -100,6 +100,35 @@ def new_uid() -> str:
     return uuid.uuid4().hex
 
 
+def make_folder(path: Path) -> None:
+    """Make a private folder, or find it there; the umask, which may also take too much, has no say.
+
+    Raises:
+        OSError: It cannot be made, or something else is in its place, such as a link.
+    """
+    try:
+        os.mkdir(path, mode=0o700)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise
+    else:
+        os.chmod(path, 0o700)
+
+
+def make_private(path: Path) -> None:
+    """Make a file, or a folder with all that is in it, its owner's alone; links are not followed.
+
+    Raises:
+        OSError: It cannot be done.
+    """
+    if path.is_symlink():
+        return
+    is_folder = path.is_dir()
+    os.chmod(path, 0o700 if is_folder else 0o600)
+    for entry in path.iterdir() if is_folder else ():
+        make_private(entry)
+
+
 def replace_file(path: Path, content: Mapping[str, Any], *, is_synced: bool = False) -> None:
     """Write a JSON file so that a reader sees the old content or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
@@ -123,6 +152,21 @@ def read_file(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _claim(folder: Path) -> None:
+    """Let nobody else into a folder of ours; a link to it is the user's own, or refused."""
+    link, about = os.lstat(folder), os.stat(folder)
+    for owner in (link.st_uid, about.st_uid):
+        if owner != os.geteuid():
+            raise ConfigError(
+                f"the journal folder {str(folder)!r} belongs to another user (uid {owner}); "
+                "choose one of your own with journal_dir= or MLPIPELINE_HOME"
+            )
+    if not stat.S_ISDIR(about.st_mode):
+        raise NotADirectoryError(f"{folder} is not a folder")
+    if stat.S_IMODE(about.st_mode) & 0o777 != 0o700:
+        os.chmod(folder, 0o700)
 
 
 @dataclass
@@ -225,10 +269,9 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: The home is not there.
-            OSError: The home cannot be written.
+            OSError: The home cannot be written, or there is no folder in this one's place.
         """
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self.path, mode=0o700)
+        make_folder(self.path)
 
     def writers(self) -> dict[str, list[int]]:
         """Return, per writer, the numbers of its segments, ascending."""
@@ -301,20 +344,15 @@ class Home:
 
         Raises:
             OSError: The folder cannot be made or is not writable.
-            ConfigError: The folder belongs to another user, or is a link planted by one.
+            ConfigError: A folder belongs to another user, or is a link planted by one.
         """
+        os.makedirs(self.path.parent, exist_ok=True)
+        # Each is looked at before anything is made in it.
         for folder in (self.path, self.path / "runs", self.path / "dead", self.path / "done"):
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-        if os.name == "posix":
-            about = os.lstat(self.path)
-            owner = os.stat(self.path).st_uid
-            if owner != os.geteuid() or (stat.S_ISLNK(about.st_mode) and about.st_uid != os.geteuid()):
-                raise ConfigError(
-                    f"the journal folder {str(self.path)!r} belongs to another user (uid {owner}); "
-                    "choose one of your own with journal_dir= or MLPIPELINE_HOME"
-                )
-            if stat.S_IMODE(os.stat(self.path).st_mode) & 0o077:
-                os.chmod(self.path, 0o700)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder, mode=0o700)
+            if os.name == "posix":
+                _claim(folder)
         _checked.add(self.path)
 
     def check(self) -> None:

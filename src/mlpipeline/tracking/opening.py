@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from mlpipeline.core import credentials
+from mlpipeline.core.errors import ConfigError
 from mlpipeline.tracking import children, closing, names, surroundings, trainings
 from mlpipeline.tracking.dispatch import dispatch_for
 from mlpipeline.tracking.home import Home, new_uid
@@ -276,10 +277,11 @@ def _claims(home: Home, uid: str) -> bool:
     try:
         home.create()
         os.mkdir(home.run(uid).path, mode=0o700)
+        os.chmod(home.run(uid).path, 0o700)  # the umask may have taken too much
     except FileExistsError:
         return False
-    except OSError:
-        return True  # the disk's fault; the journal tells of it
+    except (OSError, ConfigError):
+        return True  # not this run's fault; the journal tells of it
     return True
 
 

@@ -8,12 +8,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import secrets
 import shutil
 from typing import TYPE_CHECKING, Any
+
+from mlpipeline.tracking.home import make_folder, make_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +63,7 @@ class Spool:
             Whether it will be sent.
         """
         if place is not None:
+            make_private(place)  # what others write has the mode that the umask leaves
             record = {**record, "spool": f"{place.parent.name}/{place.name}"}
         elif self._home is not None:
             return False  # the spool could not take it, which was told and counted
@@ -97,10 +98,8 @@ class SpoolPlace:
             return None
         folder = self._spool / secrets.token_hex(8)
         try:
-            for above in (self._spool.parent, self._spool):
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(above, mode=0o700)
-            os.mkdir(folder, mode=0o700)
+            for one in (self._spool.parent, self._spool, folder):
+                make_folder(one)
         except OSError as error:
             self._lose(error)
             return None

@@ -35,6 +35,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlpipeline.core.errors import UnloggableError, UsageError
+from mlpipeline.tracking.home import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -616,7 +617,8 @@ def _check_room(folder: Path, cause: Exception) -> None:
 def new_folder(folder: Path) -> None:
     """Make a folder exist, empty and private, whatever an earlier attempt left in it."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
 
 
 _MLFLOW_LOGGERS = (
@@ -698,7 +700,7 @@ def _copy(source: Path, target: Path, top: Path, above: tuple[Path, ...]) -> int
         return _copy_file(source, target)
     if not stat.S_ISDIR(mode):
         raise UnloggableError(f"{source} is neither a file nor a folder, so it cannot be logged.")
-    target.mkdir(mode=0o700)
+    make_folder(target)
     total = 0
     for entry in sorted(source.iterdir()):
         inside = entry
