@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mlflow import MlflowClient
 
+import mlpipeline
 from mlpipeline import MLflowConfig
 from mlpipeline.testing import faults
 from mlpipeline.testing.faults import FaultyProxy
@@ -346,6 +347,29 @@ def test_the_courier_imports_nothing_from_the_users_folder(
     run.end()
     assert 0 == run.wait(insist_s=60).pending
     assert "working directory" not in Home(home).courier_log.read_text()
+
+
+def test_the_courier_runs_nothing_that_pythonpath_brings_in(
+    store_uri: str, home: Path, tmp_path: Path, clean_courier: None
+) -> None:
+    """The trainer's folders are its own affair; packages that lie in such folders as pip makes are found."""
+    folder, seen = tmp_path / "mine", tmp_path / "seen"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        f"import os; open({str(seen)!r}, 'a').write(f'{{os.getpid()}} ')"
+    )
+    code = """
+        import os
+        from mlpipeline import MLflowConfig
+        from mlpipeline.tracking.opening import open_run
+        run = open_run(MLflowConfig(experiment_name="isolated"))
+        run.end()
+        print(os.getpid(), run.wait(insist_s=60).pending)
+    """
+    paths = os.pathsep.join([str(folder), str(Path(mlpipeline.__file__).parents[1])])
+    _, out, _ = run_script(code, MLFLOW_TRACKING_URI=store_uri, PYTHONPATH=paths)
+    pid, pending = out.split()
+    assert ("0", [pid]) == (pending, seen.read_text().split())
 
 
 def test_starting_a_courier_leaves_no_child_behind(store_uri: str, home: Path, clean_courier: None) -> None:

@@ -11,13 +11,14 @@ and reads two kinds of small files: the courier's progress and a run's state.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import logging
 import os
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import mlpipeline
@@ -28,6 +29,7 @@ from mlpipeline.tracking.home import Home, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from mlpipeline.tracking.courier import Courier
     from mlpipeline.tracking.sink import Destination
@@ -45,10 +47,13 @@ _FIRST_SIGN_S = 8.0
 # Forks once, so that the courier is nobody's child: no zombie.
 _LAUNCH = "import os,sys\nif os.fork():os._exit(0)\nos.execv(sys.argv[1],sys.argv[1:])"
 _LAUNCHES = 3
-# Not -m: sys.path[0] would be the working directory. The package's own folder comes last, behind
-# everything the interpreter finds by itself.
+# Nothing is imported from the user's folders, where a stray random.py may lie: no PYTHON* variable counts (-E), and
+# neither does the working directory (-P).
+_ISOLATED = ("-E", "-P")
 _COURIER = (
-    "import sys;sys.path.append(sys.argv[1]);from mlpipeline.tracking.courier import main;main(*sys.argv[2:])"
+    "import os,sys;found=sys.argv[1].split(os.pathsep);"
+    "sys.path[:]=[path for path in sys.path if path not in found]+found;"
+    "from mlpipeline.tracking.courier import main;main(*sys.argv[2:])"
 )
 
 _dispatches: dict[tuple[Path, str], Dispatch] = {}
@@ -163,12 +168,12 @@ class Dispatch:
 
     def _spawn(self) -> None:
         self.home.check()  # it would run in a folder of somebody else's
-        package = Path(mlpipeline.__file__).parents[1]
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
         log = os.open(self.home.courier_log, flags, 0o600)
         try:
             told = [str(self.home.path), self._identity, self.secret()]
-            courier = [sys.executable, "-c", _COURIER, str(package), *told]
+            isolated = [*_ISOLATED, "-s"] if sys.flags.no_user_site else _ISOLATED
+            courier = [sys.executable, *isolated, "-c", _COURIER, os.pathsep.join(_import_path()), *told]
             # A Ctrl-C goes to the trainer's whole process group, which the launcher leaves before Python
             # starts in it. A moment earlier the signal still ends it; then another is started.
             for _ in range(_LAUNCHES):
@@ -282,6 +287,23 @@ class Dispatch:
             self.home.hurry_file.touch(mode=0o600)
         except OSError:
             logger.debug("cannot ask the courier to hurry", exc_info=True)
+
+
+def _import_path() -> list[str]:
+    """Return where packages are installed, in this process's order, and last where this one and MLflow are.
+
+    Some systems put each installed package on ``PYTHONPATH``, in a folder called as pip calls it.
+    """
+    installed = [
+        path
+        for path in sys.path
+        if os.path.isabs(path) and os.path.basename(path) in {"site-packages", "dist-packages"}
+    ]
+    packages = [os.path.dirname(mlpipeline.__file__)]
+    with contextlib.suppress(ValueError):  # somebody's stand-in
+        found = importlib.util.find_spec("mlflow")
+        packages += (found and found.submodule_search_locations) or []
+    return list(dict.fromkeys([*installed, *(os.path.dirname(os.path.abspath(each)) for each in packages)]))
 
 
 def _after_fork_in_child() -> None:
