@@ -37,7 +37,7 @@ _AFTER_USER = r"(?s)(//[^:/?#@]*):.*@"  # up to the last @: too much rather than
 _USER_ALONE = r"(?i)^((?:uc:)?https?://)[^:/?#@]*@"
 _WORD = r"(?:password|passwd|pwd|secret|token|sig|credentials?|(?:api|access|private|account)_?key)"
 _SECRET_QUERY = rf"(?i)([?&;]\w*(?:{_WORD}|odbc_connect)=)[^&;]*"
-_SECRET_NAME = rf"(?i)(?:^|[\W_]){_WORD}$"
+_SECRET_NAME = rf"(?i)(?:^|[\W_]|(?-i:(?<=[a-z0-9])(?=[A-Z]))){_WORD}$"  # also apiToken
 
 
 def public_uri(uri: str) -> str:
@@ -125,6 +125,25 @@ def user_for(*uris: str) -> str:
 def secret_for(uri: str) -> str:
     """Return the password or token that this process shows to the server of *uri*; ``""`` for none."""
     return _shown_to(uri)[1]
+
+
+def is_meant_for(*uris: str) -> bool:
+    """Tell whether what this process shows to the servers of *uris* was configured for them.
+
+    Credentials in a URI are that origin's alone. MLflow shows those of its variables and its file to every
+    server: they are meant for those that ``MLFLOW_TRACKING_URI`` and ``MLFLOW_REGISTRY_URI`` name.
+    """
+    named = {_origin_of(os.environ.get(name, "")) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    return all(
+        credentials_for(uri) or not _shown_to(uri)[2] or _origin_of(uri) in named - {None} for uri in uris
+    )
+
+
+def _origin_of(uri: str) -> _Origin | None:
+    try:
+        return split(uri)[0]
+    except ValueError:
+        return None
 
 
 def source_for(uri: str) -> str:

@@ -200,7 +200,10 @@ class Worker:
         return max(0.0, self._rests_until_s - time.monotonic())
 
     def _serve(self, turn: Callable[[RunDelivery, MlflowSink], bool]) -> None:
-        sink = MlflowSink(self.destination, owns_process=self._courier.owns_process)
+        courier = self._courier
+        sink = MlflowSink(
+            self.destination, owns_process=courier.owns_process, is_for_anybody=courier.is_for_anybody
+        )
         self._sinks.append(sink)
         while not self._courier.is_stopping():
             has_moved = False
@@ -317,6 +320,7 @@ class Courier:
         secret: Fingerprint of the password or token that this process shows; ``""`` for none.
         owns_process: This process is the courier's alone.
         mode: What `mlpipeline status` calls it: "process", "thread" or "sync".
+        is_for_anybody: It shows its credentials also for what was recorded without any.
     """
 
     def __init__(
@@ -327,7 +331,9 @@ class Courier:
         secret: str = "",
         owns_process: bool = False,
         mode: str = "thread",
+        is_for_anybody: bool = False,
     ) -> None:
+        self.is_for_anybody = is_for_anybody
         self.home = home
         self._identity = identity
         self._secret = secret

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from mlpipeline.core import credentials
 from mlpipeline.core.credentials import public_uri, with_credentials
 from mlpipeline.tracking import registry
 from mlpipeline.tracking.rows import PointRows
@@ -217,12 +218,19 @@ class MlflowSink:
         owns_process: This process is a courier's: MLflow's global tracking URI may be set in it.
             In a user's process it never is.
         timeout_s: How long a server may take for one answer.
+        is_for_anybody: Show this process's credentials also for what was recorded without any.
     """
 
     def __init__(
-        self, destination: Destination, *, owns_process: bool = False, timeout_s: float = 30.0
+        self,
+        destination: Destination,
+        *,
+        owns_process: bool = False,
+        timeout_s: float = 30.0,
+        is_for_anybody: bool = False,
     ) -> None:
         self.destination = destination
+        self._is_for_anybody = is_for_anybody
         self._timeout_s = timeout_s
         self._owns_process = owns_process
         self._client: MlflowClient | None = None
@@ -545,7 +553,6 @@ class MlflowSink:
     def find_versions(self, name: str, uid: str) -> list[int]:
         """Return the versions of a registered model that carry our uid, oldest first."""
 
-
         def find() -> list[int]:
             query = f"name = {registry.quoted(name)} AND tags.`{UID_TAG}` = '{_checked(uid)}'"
             return sorted(int(found.version) for found in self._connected().search_model_versions(query))
@@ -618,6 +625,7 @@ class MlflowSink:
 
     def _connected(self, root: str | None = None) -> MlflowClient:
         if self._client is None:
+            self._check_credentials()
             from mlflow import MlflowClient
 
             if not self._owns_process:
@@ -634,6 +642,20 @@ class MlflowSink:
                 self._rows = PointRows.of(client) if where.is_sqlite else None
                 self._client = client
         return self._client
+
+    def _check_credentials(self) -> None:
+        """Show nobody else's server what this process has for its own: a journal may name any."""
+        where = self.destination
+        if where.user or self._is_for_anybody:
+            return
+        uris = where.tracking_uri, where.registry_uri
+        if not credentials.is_meant_for(*uris):
+            raise Unavailable(
+                f"recorded for {public_uri(where.tracking_uri)} without credentials, and those here "
+                f"({credentials.user_for(*uris)!r}) are not known to be for it: set MLFLOW_TRACKING_URI to it, take the "
+                "credentials out of the environment, or send all under this name: mlpipeline sync --any-user",
+                is_denied=True,
+            )
 
     def _make_store(self, root: str | None) -> None:
         # Whoever makes an empty database fixes where its experiment 0 keeps artifacts. MlflowClient

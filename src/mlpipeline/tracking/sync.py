@@ -45,7 +45,14 @@ def send_all(home: Home, *, owns_process: bool = False, is_for_anybody: bool = F
             continue
         dispatch = Dispatch(home, "process", destination)
         dispatch.make_room()
-        courier = Courier(home, identity, secret=dispatch.secret(), owns_process=owns_process, mode="sync")
+        courier = Courier(
+            home,
+            identity,
+            secret=dispatch.secret(),
+            owns_process=owns_process,
+            mode="sync",
+            is_for_anybody=is_for_anybody,
+        )
         if not courier.run(until_idle=True):
             uids = {delivery.folder.uid for delivery in deliveries}
             dispatch.wait(partial(_are_done, home, uids), patience_s=_PATIENCE_S, has_asked=True)
