@@ -309,7 +309,7 @@ def test_none_means_not_given():
         ({"journal_dir": 3.5}, r"a string"),
         ({"model_name": "a/b"}, r"a name without '/' and ':'"),
         ({"model_name": "a:b"}, r"a name without '/' and ':'"),
-        ({"model_name": "it's \"so\""}, r"one kind of quotes at most"),
+        ({"model_name": 'it\'s "so"'}, r"one kind of quotes at most"),
         ({"model_name": ".."}, r"a name without"),
         ({"model_name": " "}, r"a name without"),
         ({"model_alias": "latest"}, r"not 'latest'"),

@@ -74,10 +74,8 @@ def halved(X):
 @pytest.mark.parametrize("kind", ["torch", "xgboost"])
 def test_a_full_disk_is_the_disks_fault(tmp_path, kind):
     """RLIMIT_FSIZE stands for it: neither framework raises an OSError, and the user has made no mistake."""
-    if kind == "torch":
-        model = nn.Linear(200, 200)
-    else:
-        model = xgboost.train({}, xgboost.DMatrix(DIGITS, DIGIT), 50)
+    data = xgboost.DMatrix(DIGITS, DIGIT)
+    model = nn.Linear(200, 200) if kind == "torch" else xgboost.train({}, data, 50)
     stage_model(model, tmp_path / "with room", signature=None)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))

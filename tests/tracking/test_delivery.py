@@ -616,7 +616,9 @@ def test_a_registered_models_name_may_hold_quotes(store_uri: str, deliver: Deliv
     run.log_model(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]))
     run.end()
     deliver()
-    assert [1] == [version.version for version in client_of(config).get_registered_model(name).latest_versions]
+    assert [1] == [
+        version.version for version in client_of(config).get_registered_model(name).latest_versions
+    ]
 
 
 def test_a_handle_on_another_process_run_knows_its_model(

@@ -321,7 +321,7 @@ class MLflowConfig:
     include: Sequence[str] = _option((), "Globs: only params and metrics of these names. Empty: all.")
     exclude: Sequence[str] = _option((), "Globs: no params and metrics of these names.")
     redact: bool | Sequence[str] = _option(
-        True, "Mask secret-looking params. A list of globs adds names. False: mask nothing."
+        True, "Mask secret-looking params and tags. A list of globs adds names. False: mask nothing."
     )
     # Model
     register_model: bool = _option(False, "Register the model; needs `model_name`.")

@@ -31,6 +31,7 @@ from mlpipeline.tracking import children, closing, names, surroundings, training
 from mlpipeline.tracking.dispatch import dispatch_for
 from mlpipeline.tracking.home import Home, new_uid
 from mlpipeline.tracking.journal import JournalWriter, attached_journal
+from mlpipeline.tracking.redaction import masked
 from mlpipeline.tracking.run import Journal, Run
 from mlpipeline.tracking.sink import Destination
 
@@ -122,9 +123,7 @@ def open_run(
     if header["role"] == "guest":
         shared_uid = None  # it adds to the user's run, which is not ours to share
         header["experiment"] |= {"name": None, "id": fluent.active_run_experiment_id}
-    run_tags = {key: names.storable(str(value)) for key, value in {**config.tags, **(tags or {})}.items()}
-    if config.description:
-        run_tags["mlflow.note.content"] = names.storable(config.description)
+    run_tags = _tags_of(config, tags, note=config.description)
     late = run_tags
     if header["role"] == "opener" and header["run_id"] is None and uid is None:
         # One tag that MLflow refuses would refuse the run: those are set one by one, under a name it takes.
@@ -193,7 +192,7 @@ def open_child(
     header: dict[str, Any] = {
         key: given[key] for key in ("destination", "experiment", "source") if key in given
     }
-    run_tags = {key: names.storable(str(value)) for key, value in {**config.tags, **(tags or {})}.items()}
+    run_tags = _tags_of(config, tags)
     plain = {key: value for key, value in run_tags.items() if _is_plain_tag(key, value)}
     header |= {
         "role": "opener",
@@ -310,6 +309,15 @@ def attached_run(config: MLflowConfig, uid: str, *, parent: Run | None = None) -
     journal = attached_journal(home, uid, header, run)
     Run.__init__(run, config, uid, header, journal=journal, home=home)
     return run
+
+
+def _tags_of(
+    config: MLflowConfig, tags: Mapping[str, Any] | None, *, note: str | None = None
+) -> dict[str, str]:
+    """Return the tags that a run begins with, as `Run.set_tags` would keep them."""
+    given = {**config.tags, **(tags or {}), **({"mlflow.note.content": note} if note else {})}
+    shown = masked({key: str(value) for key, value in given.items()}, config.redact)
+    return {key: names.storable(value) for key, value in shown.items()}
 
 
 def _is_plain_tag(key: str, value: str) -> bool:

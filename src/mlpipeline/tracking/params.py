@@ -21,7 +21,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set as AbstractSet
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set as AbstractSet
 from typing import Any
 
 from mlpipeline.tracking.names import storable, text_digest
@@ -35,7 +35,10 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def flatten_params(
-    params: Mapping[str, Any], *, max_value_chars: int = 6000
+    params: Mapping[str, Any],
+    *,
+    max_value_chars: int = 6000,
+    mask: Callable[[str, str], str] = lambda _, text: text,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Any hyperparameters as flat text, the way MLflow wants them; nothing is dropped.
 
@@ -48,6 +51,7 @@ def flatten_params(
     Args:
         params: What to flatten. Names need not be strings.
         max_value_chars: Longest value in characters; MLflow's own limit is 6000.
+        mask: Takes secrets out of a value, given its name and whole text: of a shortened one it may be too late.
 
     Returns:
         Two dicts by dotted name (not yet a `metric_key`). The first holds the values to log; one
@@ -58,6 +62,7 @@ def flatten_params(
     whole: dict[str, str] = {}
     beyond = 0
     for name, text in itertools.islice(_leaves(params, "params", 0, ()), MAX_PARAMS + _MAX_WHOLE):
+        text = mask(name, text)  # noqa: PLW2901 - the unmasked one is not to be used
         free = _free_name(name, text, flat, whole)
         if free is None:
             continue

@@ -12,6 +12,7 @@ import itertools
 import re
 from typing import TYPE_CHECKING
 
+from mlpipeline.core.credentials import public_uri
 from mlpipeline.tracking.names import is_matched
 from mlpipeline.tracking.params import number_in
 
@@ -139,6 +140,18 @@ def redact(params: Mapping[str, str], extra_globs: Iterable[str] = ()) -> dict[s
         name: REDACTED if is_matched(name, globs) else _redacted(name, value)
         for name, value in params.items()
     }
+
+
+def masked(texts: Mapping[str, str], how: bool | Iterable[str]) -> dict[str, str]:
+    """The same texts, redacted as the option ``redact`` says: False nothing, True secrets, globs add names."""
+    if how is False:
+        return dict(texts)
+    return redact(texts, () if how is True else how)
+
+
+def masked_uri(uri: str, how: bool | Iterable[str]) -> str:
+    """The same URI, redacted as the option ``redact`` says."""
+    return uri if how is False else public_uri(masked({"uri": uri}, how)["uri"])
 
 
 def _redacted(name: str, value: str) -> str:

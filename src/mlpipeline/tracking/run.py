@@ -30,7 +30,7 @@ from mlpipeline.tracking.dispatch import Dispatch, dispatch_for
 from mlpipeline.tracking.journal import AttachedJournal, JournalWriter, attached_journal
 from mlpipeline.tracking.params import flatten_params
 from mlpipeline.tracking.records import Kind
-from mlpipeline.tracking.redaction import REDACTED, redact
+from mlpipeline.tracking.redaction import masked, masked_uri
 from mlpipeline.tracking.run_models import RunModels
 from mlpipeline.tracking.sink import Destination
 from mlpipeline.tracking.spool import Spool
@@ -276,7 +276,7 @@ class Run:
             self._nonfinite.update(new)
             at = "" if step is None else f" at step {int(step)}"
             found = dict(zip(keys, values, strict=True))
-            self.set_tags({f"mlpipeline.nonfinite.{key}": f"{found[key]}{at}" for key in new})
+            self._keep_tags({f"mlpipeline.nonfinite.{key}": f"{found[key]}{at}" for key in new})
         if policy == "raise":
             raise UnloggableError(
                 f"metric {names.original_name(bad[0])!r} is {dict(zip(keys, values, strict=True))[bad[0]]}; "
@@ -302,11 +302,8 @@ class Run:
         self._check_open("log_params")
         if self._journal is None or not self.config.log_params or not params:
             return
-        flat, long = flatten_params(params)
-        if self.config.redact:
-            globs = () if self.config.redact is True else tuple(self.config.redact)
-            flat = redact(flat, globs)
-            long = {key: value for key, value in long.items() if flat.get(key) != REDACTED}
+        how = self.config.redact
+        flat, long = flatten_params(params, mask=lambda name, text: masked({name: text}, how)[name])
         flat = {key: value for key, value in flat.items() if self._keeps(key)}
         if flat:
             keyed = dict(zip(self._keys(list(flat)), flat.values(), strict=True))
@@ -320,16 +317,19 @@ class Run:
         self.log_params({key: value})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags; the newest value of each stands.
+        """Set tags; the newest value of each stands. Secret-looking values are redacted.
 
         Raises:
             UsageError: The run has ended.
         """
         self._check_open("set_tags")
         if self._journal is not None and tags:
-            keys = self._keys([str(key) for key in tags])
-            text = dict(zip(keys, (names.storable(str(value)) for value in tags.values()), strict=True))
-            self._append(Kind.TAGS, {"tags": text})
+            self._keep_tags(masked({str(key): str(value) for key, value in tags.items()}, self.config.redact))
+
+    def _keep_tags(self, tags: Mapping[str, str]) -> None:
+        keys = self._keys(list(tags))
+        text = dict(zip(keys, map(names.storable, tags.values()), strict=True))
+        self._append(Kind.TAGS, {"tags": text})
 
     def set_tag(self, key: str, value: Any) -> None:
         """Set one tag; see `set_tags`."""
@@ -367,7 +367,7 @@ class Run:
             "name": name,
             "digest": (digest or found.digest)[:36],
             "context": context,
-            "source": json.dumps({"uri": source} if source else {}),
+            "source": json.dumps({"uri": masked_uri(source, self.config.redact)} if source else {}),
             "schema": json.dumps(schema or found.schema) if schema or found.schema else None,
             "profile": json.dumps({**found.profile, **(profile or {})}),
         }

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mlpipeline.core.errors import UnloggableError, UsageError
 from mlpipeline.tracking.names import metric_key
 from mlpipeline.tracking.records import Kind
+from mlpipeline.tracking.redaction import masked
 from mlpipeline.tracking.registry import STAGE_TAG, stage_alias
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ class RunModels:
             "uid": secrets.token_hex(16),
             "name": name,
             "step": int(step or 0),
-            "params": {key: str(value) for key, value in (params or {}).items()},
-            "tags": {key: str(value) for key, value in (tags or {}).items()},
+            "params": self._masked(params),
+            "tags": self._masked(tags),
         }
         has_files = self._config.log_model != "metadata" and not self._is_spool_full(name)
         if has_files:
@@ -171,7 +172,7 @@ class RunModels:
             raise UsageError("register_model needs a model: call log_model first")
         config = self._config
         aliases = [config.model_alias] if config.model_alias else []
-        tags = {key: str(value) for key, value in config.tags.items()}
+        tags = self._masked(config.tags)
         if alias := stage_alias(config.model_stage):
             aliases.append(alias)
             tags[STAGE_TAG] = config.model_stage
@@ -188,6 +189,9 @@ class RunModels:
                 "description": config.model_description,
             },
         )
+
+    def _masked(self, texts: Mapping[str, Any] | None) -> dict[str, str]:
+        return masked({key: str(value) for key, value in (texts or {}).items()}, self._config.redact)
 
     def _check_registered_name(self, name: str) -> None:
         # The configuration has the rule; the courier would hear it from MLflow when nobody listens.
