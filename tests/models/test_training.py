@@ -82,6 +82,22 @@ def test_each_framework_trains_on_raw_rows_and_its_model_takes_them(
     assert result.metadata["mlflow_run_id"] == handed_on("out")["mlflow_run_id"]
 
 
+@pytest.mark.parametrize("framework", ["sklearn", "xgboost", "pytorch"])
+@pytest.mark.parametrize("dtype", ["bool", "boolean"])
+def test_numbers_and_flags_are_enough(store_uri, framework, dtype):
+    """Without a text beside them; a flag may be missing later, and the model loads by MLflow alone."""
+    frame = pd.DataFrame({"mass_g": [3.0, 4.0] * 30, "is_male": [True, False, True] * 20, "target": [0, 1] * 30})
+    frame.astype({"is_male": dtype}).to_parquet("flags.parquet")
+    parameters = {"max_epochs": 2} if framework == "pytorch" else {"n_estimators": 2}
+    model = {"framework": framework, "parameters": parameters}
+    result = train({"data": {"path": "flags.parquet"}, "training": {"model": model}}, store_uri)
+    assert None is result.error_message
+    mlflow.set_tracking_uri(store_uri)
+    loaded = mlflow.sklearn.load_model(result.metadata["mlflow_model_uri"])
+    for flags in ([True, None], pd.array([None, False], "boolean"), [True, False]):
+        assert 2 == len(loaded.predict(pd.DataFrame({"mass_g": [3.0, 4.0], "is_male": flags})))
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("framework", ["xgboost", "pytorch"])
 def test_a_model_that_is_made_of_our_classes_is_loaded_without_this_package(birds, store_uri, framework):
