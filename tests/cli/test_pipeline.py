@@ -152,6 +152,24 @@ def test_config_schema_is_one_that_editors_take():
 
 
 @pytest.mark.process
+def test_a_class_in_the_working_directory_is_trained_and_evaluated():
+    """Where the interpreter does not look there by itself, as in a console script; a stray module is not taken."""
+    Path("house_model.py").write_text(
+        "from sklearn.tree import DecisionTreeClassifier\n\n\nclass House(DecisionTreeClassifier):\n    pass\n"
+    )
+    Path("random.py").write_text("raise SystemExit('the stray one')\n")
+    Path("pipeline.yaml").write_text(
+        "mlflow: {enabled: false}\ndata: {dataset: iris}\n"
+        "training: {model: {framework: custom, model_type: house_model.House}}\n"
+        "evaluation: {plots: false, report: false}\n"
+    )
+    for stage in ("train", "evaluate"):
+        command = [sys.executable, "-P", "-m", "mlpipeline", stage, "-c", "pipeline.yaml"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+        assert (0, True) == (done.returncode, "accuracy" in done.stdout), done.stderr
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["config", "--help"]])
 def test_help_loads_nothing_heavy(arguments):
     """It has to answer at once: no MLflow, no table drawing, no framework."""

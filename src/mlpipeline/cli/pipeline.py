@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ def _run(stage: str, path: str, folder: str, changes: tuple[str, ...], *, is_jso
     component = _component(stage, config)
     sections = {name: value for name, value in source.content.items() if name != "mlflow"}
     context = ExecutionContext(source.name, stage, kind, sections, folder, component.logger)
-    with _telling_progress(component.logger):
+    with _telling_progress(component.logger), _importing_from_here():
         result: ExecutionResult = component.execute(context)
     if isinstance(result.exception, MLPipelineError):
         raise result.exception
@@ -137,6 +138,23 @@ def _telling_progress(component: logging.Logger) -> Iterator[None]:
     finally:
         component.setLevel(level)
         ours.removeHandler(handler)
+
+
+@contextmanager
+def _importing_from_here() -> Iterator[None]:
+    """Let a user's class be imported, and unpickled, from the working directory.
+
+    It stands last: a stray ``random.py`` there is nobody's module. A console script is started without it.
+    """
+    here = os.getcwd()  # noqa: PTH109 - a path entry is a string
+    is_missing = not {"", here} & set(sys.path)
+    if is_missing:
+        sys.path.append(here)
+    try:
+        yield
+    finally:
+        if is_missing:
+            sys.path.remove(here)
 
 
 def _content(result: ExecutionResult) -> dict[str, Any]:
