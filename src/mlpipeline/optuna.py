@@ -154,7 +154,7 @@ class MLflowCallback(Recorded):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._last is not None:
-            self._last.close(kind, is_final=True)
+            self._last.close(trainings.kind_of(error), is_final=True)
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Record a trial that is over; Optuna calls this."""
@@ -384,13 +384,13 @@ class _Study:
     def raised(self, trial: optuna.Trial, error: BaseException) -> None:
         """Take note of an exception that leaves an objective; it ends the study unless Optuna catches it."""
         if (known := self._trials.get(trial.number)) is not None:
-            known.raised = type(error)
+            known.raised = trainings.kind_of(error)
         frame: FrameType | None = sys._getframe()  # noqa: SLF001
         while frame is not None and frame.f_code is not _RUN_TRIAL:
             frame = frame.f_back
         caught = (optuna.TrialPruned, *(frame.f_locals.get("catch", ()) if frame is not None else ()))
         if frame is not None and not isinstance(error, caught):
-            self._raised = type(error)
+            self._raised = trainings.kind_of(error)
 
     def known(self, number: int) -> Run | None:
         """Return the run of a trial that is going on or over; None where this home has none."""
@@ -590,7 +590,7 @@ class _Study:
             if isinstance(trial, optuna.Trial) and trial.number not in self._trials:
                 with unharmed(f"trial {trial.number}"):
                     self.record(_stored(study, trial._trial_id))  # noqa: SLF001
-        return type(error)
+        return trainings.kind_of(error)
 
     def _sum_up(self, run: Run, study: optuna.Study) -> None:
         trials = study.get_trials(deepcopy=False)

@@ -35,7 +35,7 @@ from mlpipeline.torch_modules import (
 )
 from mlpipeline.tracking.recorded import Recorded, unharmed
 from mlpipeline.tracking.surroundings import process_rank
-from mlpipeline.tracking.trainings import status_of
+from mlpipeline.tracking.trainings import kind_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -124,7 +124,7 @@ class MLflowLoop(Recorded):
                 with unharmed("the model"):
                     self._log_model(watched, index)
         self._block, self._watched = None, []
-        self._close(status_of(kind))
+        self._close(status_of(kind_of(error)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold for the loop to go on in the same run.

@@ -675,6 +675,48 @@ def test_without_the_decorator_an_exception_that_ends_the_script_is_seen(
     )
 
 
+LEFT = """
+import os, signal, sys, torch, lightning, optuna
+from mlpipeline.optuna import MLflowCallback
+class Model(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+    def training_step(self, batch, index):
+        os.kill(os.getpid(), signal.SIGINT)
+        return self.layer(batch).sum()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+callback = MLflowCallback(tracking_uri=sys.argv[1], delivery="offline", log_artifacts=False)
+@callback.track_in_mlflow()
+def objective(trial):
+    x = trial.suggest_float("x", -1, 1)
+    if trial.number == 1:
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", **quiet)
+        trainer.fit(Model(), torch.utils.data.DataLoader(torch.ones(8, 1)))
+    return x
+study = optuna.create_study(study_name="study")
+study.optimize(objective, n_trials=3, callbacks=[callback])
+"""
+
+
+@pytest.mark.process
+def test_ctrl_c_in_an_objective_that_trains_by_lightning(callback, found, store_uri):
+    """Lightning makes a SystemExit of it, which is no failure: trial and study are KILLED."""
+    environ = {**os.environ, "PYTHONPATH": ENVIRON["PYTHONPATH"]}
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT, store_uri], env=environ, check=False, capture_output=True, text=True
+    )
+    assert 1 == done.returncode, done.stderr
+    parent, trials = found(callback)
+    assert ("KILLED", "FINISHED", "KILLED") == (
+        parent.info.status,
+        trials[0].info.status,
+        trials[1].info.status,
+    ), done.stderr
+
+
 # --- models ---------------------------------------------------------------------------------------
 
 

@@ -191,13 +191,20 @@ def test_a_training_that_raises_is_a_failed_run_and_an_answer(birds, store_uri):
     assert run.info.run_id == result.metadata["mlflow_run_id"]
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_who_asks_to_stop_is_obeyed(birds, store_uri, tmp_path, monkeypatch, kind):
-    """Ctrl-C and SystemExit pass; the run has the status that they mean."""
+@pytest.mark.parametrize(
+    ("stop", "kind", "status"),
+    [
+        ("raise KeyboardInterrupt", KeyboardInterrupt, "KILLED"),
+        ("raise SystemExit", SystemExit, "FAILED"),
+        ("try: raise KeyboardInterrupt\n        finally: raise SystemExit", SystemExit, "KILLED"),
+    ],
+)
+def test_who_asks_to_stop_is_obeyed(birds, store_uri, tmp_path, monkeypatch, stop, kind, status):
+    """Ctrl-C and SystemExit pass; the run has the status that they mean, and so that of a SystemExit for Ctrl-C."""
     (tmp_path / "stopped.py").write_text(
         "from sklearn.dummy import DummyClassifier\n"
         "class Stopped(DummyClassifier):\n"
-        f"    def fit(self, X, y):\n        raise {kind.__name__}\n"
+        f"    def fit(self, X, y):\n        {stop}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "stopped", raising=False)
@@ -212,7 +219,41 @@ def test_who_asks_to_stop_is_obeyed(birds, store_uri, tmp_path, monkeypatch, kin
     client = MlflowClient(store_uri)
     experiment = client.get_experiment_by_name("ml-pipeline-experiment")
     (found,) = client.search_runs([experiment.experiment_id])
-    assert ("KILLED" if kind is KeyboardInterrupt else "FAILED") == found.info.status
+    assert status == found.info.status
+
+
+INTERRUPTED = """
+import logging, os, signal, sys, torch
+from mlpipeline.core.interfaces import ComponentType, ExecutionContext
+from mlpipeline.models.mlflow_integration import MLflowIntegratedTrainer
+passed = []
+def interrupt(*_):
+    passed.append(1)
+    if len(passed) == 50:
+        os.kill(os.getpid(), signal.SIGINT)
+torch.nn.modules.module.register_module_forward_hook(interrupt)
+model = {"framework": "pytorch", "parameters": {"max_epochs": 1000, "patience": 1000}}
+config = {"data": {"dataset": "iris"}, "training": {"model": model}}
+context = ExecutionContext("a", "b", ComponentType.MODEL_TRAINING, config, "out", logging.getLogger())
+try:
+    MLflowIntegratedTrainer(tracking_uri=sys.argv[1], delivery="offline").execute(context)
+except KeyboardInterrupt:
+    print("stopped", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+@pytest.mark.process
+def test_ctrl_c_stops_a_network_and_its_run_is_killed(store_uri, deliver):
+    """As for every other framework, though Lightning exits then; the next Ctrl-C is heard, too."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, store_uri], capture_output=True, text=True, check=False
+    )
+    assert "stopped True\n" == done.stdout, done.stderr
+    deliver()
+    client = MlflowClient(store_uri)
+    experiment = client.get_experiment_by_name("ml-pipeline-experiment")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert ("KILLED", True) == (found.info.status, "val_loss" in found.data.metrics)
 
 
 def test_it_is_a_component_and_checks_before_it_works():

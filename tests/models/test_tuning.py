@@ -495,14 +495,19 @@ def test_a_storage_that_cannot_be_opened_is_told_without_its_password():
     assert "secret" not in result.error_message
 
 
-def test_a_search_stopped_by_ctrl_c_goes_on_later(store_uri, recorded, custom):
-    """The run is KILLED, what was finished stays, and a grid's interrupted point is tried again."""
+@pytest.mark.parametrize("stop", ["raise KeyboardInterrupt", "sys.exit(1)"])
+def test_a_search_stopped_by_ctrl_c_goes_on_later(store_uri, recorded, custom, stop):
+    """The run is KILLED, what was finished stays, and a grid's interrupted point is tried again; Lightning exits."""
     code = (
+        "import sys\n"
         "from pathlib import Path\n"
         "class Mine(DecisionTreeClassifier):\n"
         "    def fit(self, X, y):\n"
         "        if self.max_depth == 2 and Path('interrupt').exists():\n"
-        "            raise KeyboardInterrupt\n"
+        "            try:\n"
+        "                raise KeyboardInterrupt\n"
+        "            except KeyboardInterrupt:\n"
+        f"                {stop}\n"
         "        return super().fit(X, y)\n"
     )
     model = custom(code)

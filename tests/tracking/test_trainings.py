@@ -49,6 +49,27 @@ def test_a_training_that_raised_has_failed_when_its_callback_is_gone(recorded):
     assert ["FAILED"] == recorded.statuses
 
 
+def test_an_exit_that_answers_ctrl_c_is_no_failure(recorded):
+    """Lightning makes one of the other; the callback's block, a run's and the one around a training all know."""
+
+    def leave():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    with pytest.raises(SystemExit), Recorded() as callback:
+        callback._open()
+        leave()
+    with pytest.raises(SystemExit), open_run(MLflowConfig()) as run:
+        leave()
+    inner = Recorded()
+    with pytest.raises(SystemExit), trainings.inside(run):
+        inner._open()
+        leave()
+    assert ["KILLED"] * 3 == recorded.statuses
+
+
 def test_a_training_that_ended_is_not_ended_again(recorded):
     """Neither by the collector nor by the block around it."""
     with Recorded() as callback:

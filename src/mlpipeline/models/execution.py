@@ -24,7 +24,7 @@ from mlpipeline.core.errors import UsageError
 from mlpipeline.core.interfaces import ExecutionContext, ExecutionResult
 from mlpipeline.tracking.account import LOCAL_PREFIX
 from mlpipeline.tracking.opening import open_run
-from mlpipeline.tracking.trainings import status_of
+from mlpipeline.tracking.trainings import kind_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -91,7 +91,7 @@ def recording(config: MLflowConfig, context: ExecutionContext, **options: Any) -
     except BaseException as error:
         if isinstance(error, Exception):
             run.set_tags({"exception": type(error).__name__, "exception_message": str(error)[:5000]})
-        run.end(status_of(type(error)))
+        run.end(status_of(kind_of(error)))
         if isinstance(error, Exception):  # who wants to stop is not kept waiting
             run.wait()
             _recorded.get({}).update(facts_of(run))

@@ -12,6 +12,7 @@ torch, and neither this package nor Lightning.
 from __future__ import annotations
 
 import copy
+import signal
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -235,7 +236,14 @@ def _train(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
-    trainer.fit(Task(), rows(train, is_shuffled=True), rows(validation, is_shuffled=False))
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(Task(), rows(train, is_shuffled=True), rows(validation, is_shuffled=False))
+    except SystemExit as left:
+        if not isinstance(left.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)  # Lightning exits after Ctrl-C, and ignores the next one
+        raise KeyboardInterrupt from left
     if best.weights is not None:
         module.load_state_dict(best.weights)
     module.cpu().eval()

@@ -37,6 +37,7 @@ from mlpipeline.models.training import MLflowIntegratedTrainer, left_behind, row
 from mlpipeline.tracking.account import resolved_run_id
 from mlpipeline.tracking.home import new_uid
 from mlpipeline.tracking.opening import destination_of, resolved
+from mlpipeline.tracking.trainings import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -475,12 +476,16 @@ class _Search:
             if isinstance(error, UsageError) and not self._counts()["complete"]:
                 trial.study.stop()  # the metric cannot be computed, by no trial
             raise
-        except KeyboardInterrupt:
+        except BaseException as error:
+            if kind_of(error) is not KeyboardInterrupt:
+                raise
             trial.set_user_attr(_INTERRUPTED_KEY, True)
             if self._plan.grid is not None:
                 # Optuna's grid takes the point for tried.
                 trial.storage.set_trial_system_attr(trial._trial_id, "grid_id", None)  # noqa: SLF001 - nowhere else
-            raise
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise KeyboardInterrupt from error  # after a SystemExit Optuna leaves the trial as it runs
 
     def _cross_validated(self, trial: optuna.Trial, values: Mapping[str, Any], run: Run) -> float:
         import numpy as np

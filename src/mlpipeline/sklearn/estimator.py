@@ -200,7 +200,7 @@ class MLflowEstimator(MetaEstimatorMixin, BaseEstimator):
                 output = getattr(estimator, method)(*arguments, **routed)
                 self.estimator_, self._run = estimator, run
         except BaseException as error:
-            run.end(trainings.status_of(type(error)))
+            run.end(trainings.status_of(trainings.kind_of(error)))
             raise
         run.end()
         return output

@@ -174,7 +174,7 @@ def cross_validate(
             folds = [_numbers(_fold_of(results, index)) for index in range(len(results["fit_time"]))]
             run.log_metrics(_summed(folds), 0)
     except BaseException as error:
-        run.end(trainings.status_of(type(error)))
+        run.end(trainings.status_of(trainings.kind_of(error)))
         raise
     run.end()
     return results
@@ -209,7 +209,7 @@ class _Board:
             except BaseException as error:
                 with unharmed("unfinished candidates"):
                     for path in sorted(Path(folder).glob("*.folds")):
-                        board._record(path.stem, _read(path), trainings.status_of(type(error)))
+                        board._record(path.stem, _read(path), trainings.status_of(trainings.kind_of(error)))
                 raise
 
     def add(self, key: str, fold: Mapping[str, Any], count: int) -> None:

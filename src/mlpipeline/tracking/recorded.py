@@ -13,7 +13,7 @@ from mlpipeline.core.errors import UsageError
 from mlpipeline.tracking.home import new_uid
 from mlpipeline.tracking.opening import attached_run, open_run
 from mlpipeline.tracking.run import Run
-from mlpipeline.tracking.trainings import Training, begin, status_of
+from mlpipeline.tracking.trainings import Training, begin, kind_of, status_of
 
 if TYPE_CHECKING:
     import os
@@ -139,7 +139,7 @@ class Recorded:
 
     def _fail(self, error: BaseException) -> None:
         """Leave a training that an exception ended."""
-        self._close(status_of(type(error)))
+        self._close(status_of(kind_of(error)))
 
     def __enter__(self) -> Self:
         """Watch a block: an exception in it decides how a training that it interrupts ends."""
@@ -149,7 +149,7 @@ class Recorded:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._training is not None:
-            self._close(status_of(kind) if kind is not None else "FAILED")
+            self._close(status_of(kind_of(error)) if error is not None else "FAILED")
 
     def _record(self, metrics: Mapping[str, Any], step: int, epoch: int | None = None) -> None:
         """Record metrics on the axis that the user chose.

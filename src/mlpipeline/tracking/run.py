@@ -34,7 +34,7 @@ from mlpipeline.tracking.redaction import masked, masked_uri
 from mlpipeline.tracking.run_models import RunModels
 from mlpipeline.tracking.sink import Destination
 from mlpipeline.tracking.spool import Spool
-from mlpipeline.tracking.trainings import STATUSES, status_of
+from mlpipeline.tracking.trainings import STATUSES, kind_of, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -785,7 +785,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.end(status_of(kind))
+        self.end(status_of(kind_of(error)))
 
     # --- inside ----------------------------------------------------------------------------------
 

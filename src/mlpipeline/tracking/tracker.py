@@ -12,7 +12,7 @@ from mlpipeline.tracking.account import DeliveryCounts, resolved_run_id
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.local_runs import RunsAnywhere
 from mlpipeline.tracking.opening import destination_of, open_run, resolved
-from mlpipeline.tracking.trainings import status_of
+from mlpipeline.tracking.trainings import kind_of, status_of
 
 if TYPE_CHECKING:
     import os
@@ -142,7 +142,7 @@ class MLflowTracker:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         while self._runs:
-            self.end_run(status_of(kind))
+            self.end_run(status_of(kind_of(error)))
 
     def _active(self, call: str) -> Run:
         if not self._runs:
@@ -370,4 +370,4 @@ class _Nested:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._tracker.end_run(status_of(kind))
+        self._tracker.end_run(status_of(kind_of(error)))

@@ -34,6 +34,16 @@ _enclosing: ContextVar[Run | None] = ContextVar("mlpipeline_enclosing_run", defa
 _begun: set[Training] = set()
 
 
+def kind_of(error: BaseException | None) -> type[BaseException] | None:
+    """Return the class of the exception that ended something; None where none did.
+
+    That of a SystemExit which answers Ctrl-C is KeyboardInterrupt: Lightning makes one of the other.
+    """
+    if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+        return KeyboardInterrupt
+    return type(error) if error is not None else None
+
+
 def status_of(kind: type[BaseException] | None) -> str:
     """Return the status that an exception, or its absence, means for a run."""
     if kind is None:
@@ -68,7 +78,7 @@ class Training:
         Args:
             kind: Class of the exception that ended it; None takes the one in flight, if there is one.
         """
-        kind = kind or sys.exc_info()[0]
+        kind = kind or kind_of(sys.exc_info()[1])
         self.end(status_of(kind) if kind is not None else "FAILED")
 
 
@@ -99,7 +109,7 @@ def inside(run: Run, status_of: Callable[[type[BaseException]], str] = status_of
     try:
         yield run
     except BaseException as error:
-        kind = type(error)
+        kind = kind_of(error)
         raise
     finally:
         _enclosing.reset(token)
@@ -125,7 +135,7 @@ def _after_cell(result: Any) -> None:
     error = result.error_in_exec
     for training in list(_begun):
         if training.thread is threading.current_thread():
-            training.abandon(type(error) if error is not None else None)
+            training.abandon(kind_of(error))
     shell = sys.modules["IPython"].get_ipython()
     if not _begun and shell is not None:
         shell.events.unregister("post_run_cell", _after_cell)
