@@ -27,7 +27,7 @@ from mlpipeline.core.credentials import public_uri
 from mlpipeline.core.errors import ConfigError, UsageError, nearest
 from mlpipeline.core.interfaces import ExecutionContext, ExecutionResult
 from mlpipeline.models import data, estimators, lookup, scoring
-from mlpipeline.models.execution import executed, facts_of, recording
+from mlpipeline.models.execution import RUN_FACTS, executed, facts_of, recording
 from mlpipeline.models.report import Verdict, html_report
 from mlpipeline.models.settings import Settings
 from mlpipeline.tracking import charts
@@ -48,6 +48,13 @@ FOLDER = "evaluation"
 """Of the files, in the artifacts folder and among the run's artifacts."""
 
 REPORT = "report.html"
+
+FACTS: dict[str, Any] = {
+    **RUN_FACTS,
+    **dict.fromkeys(("evaluated_model_uri", "evaluated_run_id", "evaluated_on", "evaluated_rows")),
+    "thresholds": {},
+}
+"""The metadata of every answer."""
 
 _IMPORTANCE_ROWS = 1000
 _IMPORTANCE_REPEATS = 5
@@ -98,9 +105,9 @@ class MLflowIntegratedEvaluator:
             and plots; ``metadata`` with ``mlflow_run_id``, ``mlflow_experiment_id``, ``mlflow_tracking_uri``,
             ``mlflow_is_delivered``, ``evaluated_model_uri`` and ``evaluated_run_id`` (None where MLflow has no such
             model), ``evaluated_on``, ``evaluated_rows``, and ``thresholds``: value, bound and whether it holds, by
-            metric. What went wrong is in ``error_message`` and ``exception``; only Ctrl-C and SystemExit are raised.
+            metric; each is always there, and None where it is not known. What went wrong is in ``error_message`` and ``exception``; only Ctrl-C and SystemExit are raised.
         """
-        return executed(self._evaluate, context)
+        return executed(self._evaluate, context, FACTS)
 
     def _settings(self, context: ExecutionContext) -> tuple[MLflowConfig, Settings]:
         settings = Settings.of(context.config, only=("mlflow", "data", "training", "evaluation"))

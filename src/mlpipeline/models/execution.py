@@ -4,12 +4,14 @@
 
     execute(context) ─► executed(work) ─┬─ work returns ──► its ExecutionResult, with the time it took
                                         └─ work raises ───► success=False, error_message, exception
+                                           either way with every fact that is promised, None where unknown
 
     recording(config) ─► a Run, ended with the status that the block's end means, and waited for
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -37,25 +39,36 @@ logger = logging.getLogger("mlpipeline")
 _recorded: ContextVar[dict[str, Any]] = ContextVar("mlpipeline_recorded")
 """What the stage at work has recorded; its answer tells that also where the work failed."""
 
+RUN_FACTS: dict[str, Any] = dict.fromkeys(
+    ("mlflow_run_id", "mlflow_experiment_id", "mlflow_tracking_uri", "mlflow_is_delivered")
+)
+MODEL_FACTS: dict[str, Any] = dict.fromkeys(("mlflow_model_uri", "mlflow_model_version"))
+"""What every answer tells, of a run and of its model, as long as nothing is known."""
+
 MODEL_FILE = "trained_model.pkl"
 FACTS_FILE = "training.json"
 """What a training leaves in the artifacts folder for the stage behind it."""
 
 
 def executed(
-    work: Callable[[ExecutionContext], ExecutionResult], context: ExecutionContext
+    work: Callable[[ExecutionContext], ExecutionResult],
+    context: ExecutionContext,
+    facts: Mapping[str, Any] = RUN_FACTS,
 ) -> ExecutionResult:
     """Do a component's work; an exception becomes an answer.
 
     Ctrl-C and SystemExit go on: who asks a pipeline to stop means all of it.
 
-    Raises:
-        UsageError: *context* is none.
+    Args:
+        work: The work.
+        context: What it is done with.
+        facts: The metadata that is promised, with what it says where the work told nothing of it.
     """
     if not isinstance(context, ExecutionContext):
-        raise UsageError(
+        mistake = UsageError(
             f"execute takes an ExecutionContext, and got {type(context).__name__}; see mlpipeline.core.interfaces"
         )
+        return ExecutionResult(False, metadata=_own(facts), error_message=str(mistake), exception=mistake)
     began_s = time.perf_counter()
     token = _recorded.set({})
     try:
@@ -66,8 +79,14 @@ def executed(
         result = ExecutionResult(False, metadata=_recorded.get(), error_message=message, exception=error)
     finally:
         _recorded.reset(token)
+    result.metadata = {**_own(facts), **result.metadata}
     result.execution_time = time.perf_counter() - began_s
     return result
+
+
+def _own(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy that is the caller's own."""
+    return copy.deepcopy(dict(facts))
 
 
 @contextmanager
@@ -108,7 +127,7 @@ def note(facts: Mapping[str, Any]) -> None:
 def facts_of(run: Run) -> dict[str, Any]:
     """Return what a result tells of a run: MLflow's own ids where it has arrived, else the local one."""
     if not run.is_enabled:
-        return {"mlflow_run_id": None, "mlflow_experiment_id": None, "mlflow_is_delivered": None}
+        return dict(RUN_FACTS)
     run_id = run.run_id
     is_delivered = not str(run_id).startswith(LOCAL_PREFIX) and run.is_delivered()
     return {

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 from mlpipeline.core.config import MLflowConfig
 from mlpipeline.core.interfaces import ExecutionContext, ExecutionResult
 from mlpipeline.models import data, estimators, pipelines
-from mlpipeline.models.execution import executed, facts_of, hand_on, model_facts_of, recording
+from mlpipeline.models.execution import (
+    MODEL_FACTS,
+    RUN_FACTS,
+    executed,
+    facts_of,
+    hand_on,
+    model_facts_of,
+    recording,
+)
 from mlpipeline.models.settings import Settings
 from mlpipeline.tracking.recorded import unharmed
 
@@ -24,6 +32,10 @@ if TYPE_CHECKING:
 
     from mlpipeline.models.data import Tables
     from mlpipeline.tracking.run import Run
+
+
+FACTS: dict[str, Any] = {**RUN_FACTS, **MODEL_FACTS}
+"""The metadata of every answer."""
 
 
 class MLflowIntegratedTrainer:
@@ -65,10 +77,11 @@ class MLflowIntegratedTrainer:
         Returns:
             ``success``; ``metrics`` such as ``val_accuracy_score`` and ``test_f1_score``; ``artifacts``, the paths of the
             files left behind; ``metadata`` with ``mlflow_run_id``, ``mlflow_experiment_id``, ``mlflow_tracking_uri``,
-            ``mlflow_model_uri``, ``mlflow_model_version`` (None where nothing was registered) and ``mlflow_is_delivered``.
+            ``mlflow_model_uri``, ``mlflow_model_version`` (None where nothing was registered) and ``mlflow_is_delivered``;
+            each is always there, and None where it is not known.
             What went wrong is in ``error_message`` and ``exception``; only Ctrl-C and SystemExit are raised.
         """
-        return executed(self._train, context)
+        return executed(self._train, context, FACTS)
 
     def _settings(self, context: ExecutionContext) -> tuple[MLflowConfig, Settings]:
         settings = Settings.of(context.config, only=("mlflow", "data", "training"))

@@ -33,7 +33,16 @@ from mlpipeline.models import estimators, pipelines, scoring, spaces
 from mlpipeline.models.data import Table
 from mlpipeline.models.execution import executed, facts_of, model_facts_of, note, recording
 from mlpipeline.models.settings import Settings, TuningSection
-from mlpipeline.models.training import MLflowIntegratedTrainer, left_behind, rows_of, tell_unregistered, train
+from mlpipeline.models.training import (
+    FACTS as TRAINING_FACTS,
+)
+from mlpipeline.models.training import (
+    MLflowIntegratedTrainer,
+    left_behind,
+    rows_of,
+    tell_unregistered,
+    train,
+)
 from mlpipeline.tracking.account import resolved_run_id
 from mlpipeline.tracking.home import new_uid
 from mlpipeline.tracking.opening import destination_of, resolved
@@ -51,6 +60,15 @@ if TYPE_CHECKING:
 
 _PLACE = "training.hyperparameter_optimization"
 _USUAL_TRIALS = 50
+
+FACTS: dict[str, Any] = {
+    **TRAINING_FACTS,
+    "mlflow_parent_run_id": None,
+    "mlflow_child_runs": [],
+    **dict.fromkeys(("best_hyperparameters", "best_value", "best_trial", "metric")),
+    **dict.fromkeys(("n_trials", "study_name", "is_refit")),
+}
+"""The metadata of every answer."""
 
 _SEARCH_KEY = "mlpipeline:search"
 """Attribute of a stored study: what its values depend on, so that no others are compared with them."""
@@ -104,10 +122,10 @@ class MLflowIntegratedHyperparameterTrainer:
             with it, such as ``test_f1_score``; ``artifacts``; ``metadata`` as of the trainer, with
             ``mlflow_parent_run_id``, ``mlflow_child_runs`` (the trials' in the order of their numbers),
             ``best_hyperparameters``, ``best_value``, ``best_trial``, ``metric``, ``n_trials`` by state, ``study_name``
-            and ``is_refit``. What went wrong is in ``error_message`` and ``exception``; only Ctrl-C and SystemExit
+            and ``is_refit``; each is always there, and None where it is not known. What went wrong is in ``error_message`` and ``exception``; only Ctrl-C and SystemExit
             are raised, and what was found until then is in MLflow and in the study's storage.
         """
-        return executed(self._tune, context)
+        return executed(self._tune, context, FACTS)
 
     def _settings(self, context: ExecutionContext) -> tuple[MLflowConfig, Settings]:
         settings = Settings.of(context.config, only=("mlflow", "data", "training"))
