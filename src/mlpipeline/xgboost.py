@@ -18,7 +18,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.errors import MissingExtraError, UnloggableError, UsageError
-from mlpipeline.tracking import charts, trainings
+from mlpipeline.tracking import charts, directions, trainings
 from mlpipeline.tracking.recorded import Recorded, unharmed
 from mlpipeline.tracking.staging import Flavor, SaveRequest, first_rows
 from mlpipeline.tracking.surroundings import is_within
@@ -38,15 +38,6 @@ except ImportError as missing:
 
 IMPORTANCE_TYPES = ("weight", "gain", "cover", "total_gain", "total_cover")
 
-# XGBoost's own metrics. What is not among them may have any direction.
-_MAXIMIZED = frozenset(("auc", "aucpr", "pre", "map", "ndcg", "interval-regression-accuracy"))
-_MINIMIZED = frozenset(
-    (
-        *("rmse", "rmsle", "mae", "mape", "mphe", "logloss", "error", "merror", "mlogloss"),
-        *("poisson-nloglik", "gamma-nloglik", "gamma-deviance", "tweedie-nloglik"),
-        *("cox-nloglik", "aft-nloglik", "quantile", "expectile"),
-    )
-)
 # Of XGBoost's configuration, what is no choice of anybody's.
 _INTERNAL = frozenset(
     (
@@ -333,10 +324,11 @@ def _curves(
 
 def _best_of(metric: str, curve: list[float]) -> int | None:
     """Return the round of the best value; None if the metric's direction is not known, or no value is a number."""
-    base = metric.partition("@")[0].rstrip("-")  # ndcg@3, map@5-, ndcg-, error@0.7
-    best = max if base in _MAXIMIZED else min if base in _MINIMIZED else None
+    is_greater = directions.is_greater_better(metric)
     numbers = [index for index, value in enumerate(curve) if not math.isnan(value)]
-    return best(numbers, key=curve.__getitem__) if best is not None and numbers else None
+    if is_greater is None or not numbers:
+        return None
+    return (max if is_greater else min)(numbers, key=curve.__getitem__)
 
 
 def _flat(scores: Mapping[str, Any]) -> dict[str, float]:

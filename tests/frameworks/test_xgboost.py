@@ -30,6 +30,8 @@ from mlpipeline.core.config import MLflowConfig
 from mlpipeline.core.errors import ConfigError, UnloggableError, UsageError
 from mlpipeline.testing import record
 from mlpipeline.tracking import trainings
+from mlpipeline.tracking.directions import is_greater_better
+from mlpipeline.tracking.names import metric_key
 from mlpipeline.tracking.opening import open_run
 from mlpipeline.tracking.staging import flavor_of, signature_for
 from mlpipeline.xgboost import IMPORTANCE_TYPES, MLflowCallback
@@ -229,6 +231,27 @@ def test_metrics_with_a_suffix_know_their_direction(objective, metric, maximize,
     assert [max(values) if maximize else min(values)] == recorded.metrics[f"best_{name}"]
 
 
+@pytest.mark.parametrize(
+    ("metric", "is_greater"),
+    [
+        *((f"{name}{at}", True) for name in ("pre", "map", "ndcg") for at in ("", "@3", "@3-")),
+        *((name, True) for name in ("auc", "aucpr", "interval-regression-accuracy")),
+        *((name, False) for name in ("rmse", "rmsle", "mae", "mape", "mphe", "quantile")),
+        *((name, False) for name in ("logloss", "mlogloss", "error", "error@0.7", "merror")),
+        *((name, False) for name in ("poisson-nloglik", "gamma-nloglik", "gamma-deviance")),
+        *((name, False) for name in ("tweedie-nloglik@1.5", "cox-nloglik", "aft-nloglik")),
+    ],
+)
+def test_the_direction_of_each_metric_of_xgboosts_is_known_everywhere(metric, is_greater):
+    """By one list: that of comparisons, promotions and `--keep-best`, under every name that it may have there."""
+    data = xgb.DMatrix(X[:4], Y[:4])
+    needed = {"quantile_alpha": 0.5} if metric == "quantile" else {}
+    booster = xgb.Booster({"eval_metric": metric, **needed}, [data])
+    assert json.dumps(metric) in booster.save_config().replace(" ", ""), "XGBoost knows it"
+    for name in (metric, f"best_valid-{metric}", metric_key(f"valid-{metric}"), f"test-{metric}-mean"):
+        assert is_greater is is_greater_better(name), name
+
+
 def test_a_name_that_mlflow_refuses_arrives_escaped(offline, runs):
     """Autolog rewrites only this character, and not back."""
     data = xgb.DMatrix(X[ROWS], Y[ROWS], qid=np.arange(300) // 30)
@@ -259,6 +282,17 @@ def test_a_custom_objective_and_metric(recorded):
         booster, _ = train(MLflowCallback(), **options, rounds=60, early_stopping_rounds=5, xgb_model=booster)
     assert [booster.best_score] == resumed.metrics["best_valid-distance"]
     assert [booster.best_iteration] == resumed.steps["best_valid-distance"]
+
+
+def test_a_custom_metric_with_a_telling_name_has_a_best_value(recorded):
+    """As a comparison of runs would see it."""
+    values = iter([0.5, 0.5, 0.7, 0.7, 0.6, 0.6, 0.1, 0.1])
+
+    def f1(prediction, data):
+        return "f1", next(values)
+
+    train(MLflowCallback(), params={"disable_default_eval_metric": 1}, custom_metric=f1)
+    assert ([0.7], [1]) == (recorded.metrics["best_valid-f1"], recorded.steps["best_valid-f1"])
 
 
 def test_two_metrics_of_one_name_are_told_apart(recorded):
