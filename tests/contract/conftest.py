@@ -7,7 +7,7 @@ import pytest
 from mlpipeline.testing import IntegrationContract
 
 _MARKS = {
-    "test_server_": pytest.mark.server,
+    **dict.fromkeys(("test_server_", "test_threads"), pytest.mark.server),
     **dict.fromkeys(("test_cost", "test_globals", "test_interrupted", "test_killed"), pytest.mark.process),
 }
 

@@ -225,22 +225,30 @@ class IntegrationContract:
             import torch
 
             numbers += [torch.tensor(1.5), torch.tensor(4), torch.tensor([0.375])]
-        self._assert_recorded(place, numbers)
+        self.assert_recorded(place, numbers)
 
     def test_nonfinite(self, place: Place) -> None:
         """NaN and infinities are recorded, at their steps.
 
         MLflow's stores hold an infinity as the largest number there is.
         """
-        self._assert_recorded(place, [0.5, math.nan, math.inf, -math.inf, 0.25])
+        self.assert_recorded(place, [0.5, math.nan, math.inf, -math.inf, 0.25])
 
-    def _assert_recorded(self, place: Place, numbers: Sequence[Any]) -> None:
+    def assert_recorded(self, place: Place, numbers: Sequence[Any]) -> None:
+        """Check that numbers which the user's code reports are recorded, in order, at their steps.
+
+        Override it where they go elsewhere than into the metric `probe` of the training's run.
+
+        Args:
+            place: Where to record, and to read the answer.
+            numbers: What is reported, one per step.
+        """
         uri = place.store()
         probe = Probe(lambda step: numbers[step % len(numbers)])
         self.run_training(self.callback(**place.options(uri)), probe, steps=len(numbers))
         place.deliver()
         found = place.only(uri)
-        expected = [_stored(numbers[step % len(numbers)]) for step in probe.steps]
+        expected = [stored(numbers[step % len(numbers)]) for step in probe.steps]
         _assert_equal(probe.steps, found.steps(self.probe), f"steps of {self.probe!r}")
         _assert_equal(expected, found.values(self.probe), f"values of {self.probe!r}")
 
@@ -432,12 +440,12 @@ class IntegrationContract:
     # --- several, and copies ------------------------------------------------------------------------
 
     def test_threads(self, place: Place) -> None:
-        """Two trainings in two threads, to two stores, stay apart.
+        """Two trainings in two threads, to a store and a server, stay apart.
 
         They take each step together, so that neither is over before the other begins.
         """
         together = threading.Barrier(2, timeout=_PATIENCE_S)
-        uris, found = [place.store(), place.store()], {}
+        uris, found = [place.store(), place.server().uri], {}
         errors: list[BaseException] = []
 
         def train(number: int, uri: str) -> None:
@@ -502,7 +510,7 @@ class IntegrationContract:
         assert trained.reported, "train() told of no metric that the framework reports"
         for name, values in trained.reported.items():
             assert name in found.points, f"metric {name!r} is not in MLflow, which has {sorted(found.points)}"
-            _assert_equal([_stored(value) for value in values], found.values(name), f"values of {name!r}")
+            _assert_equal([stored(value) for value in values], found.values(name), f"values of {name!r}")
             _assert_equal(sorted(set(found.steps(name))), found.steps(name), f"steps of {name!r}")
 
     def _assert_until(self, found: Arrived, steps: Sequence[int]) -> None:
@@ -652,8 +660,12 @@ def _pickled(callback: Any) -> Any:
     return pickle.loads(pickle.dumps(callback))
 
 
-def _stored(value: float) -> float:
-    """Return a value as MLflow's stores hold it: an infinity as the largest number there is."""
+def stored(value: Any) -> float:
+    """Return a value as MLflow's stores hold it: an infinity as the largest number there is.
+
+    Args:
+        value: A number of whatever kind.
+    """
     number = float(value)
     return math.copysign(sys.float_info.max, number) if math.isinf(number) else number
 

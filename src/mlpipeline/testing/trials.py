@@ -101,8 +101,13 @@ class Place:
         refused = [account for account in accounts(where) if account.counts.refused or account.counts.dropped]
         assert not refused, f"records were refused or dropped: {refused}"
 
-    def arrived(self, uri: str) -> list[Arrived]:
-        """Return the root runs of this place, in the order of their start; every other run has ended, too."""
+    def arrived(self, uri: str, under: Arrived | None = None) -> list[Arrived]:
+        """Return the root runs of this place, in the order of their start; every other run has ended, too.
+
+        Args:
+            uri: Of the store or server.
+            under: A run whose children are returned instead.
+        """
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -110,9 +115,10 @@ class Place:
         found = client.search_runs([experiment.experiment_id]) if experiment else []
         running = [run.info.run_name for run in found if run.info.status == "RUNNING"]
         assert not running, f"these runs are still RUNNING although the training is over: {running}"
-        roots = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
-        roots.sort(key=lambda run: int(run.info.start_time))
-        return [Arrived(run, _points(client, run)) for run in roots]
+        parent_id = under.run.info.run_id if under else None
+        wanted = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent_id]
+        wanted.sort(key=lambda run: int(run.info.start_time))
+        return [Arrived(run, _points(client, run)) for run in wanted]
 
     def only(self, uri: str) -> Arrived:
         """Return the one root run there is."""
