@@ -31,28 +31,41 @@ def install(session: nox.Session, *packages: str) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Run every example as a user would, in the folder demo/; the next run compares itself with this one."""
+    """Run every example as a user would, in the folder demo/, and end with one table over all frameworks."""
     install(session, ".[lightning,xgboost,optuna,sklearn,keras,torch,plots]", "palmerpenguins")
     folder = ROOT / "demo"
     folder.mkdir(exist_ok=True)
     examples = sorted({path.stem for path in (ROOT / "examples").glob("*.py")} - {"quickstart", "overview"})
+    commands = [
+        ["python", str(ROOT / "examples" / f"{name}.py")]
+        for name in session.posargs or ["quickstart", *examples]
+    ]
+    if not session.posargs:
+        pipeline = ["--config", str(ROOT / "examples" / "production.yaml"), "--artifacts-path", "build"]
+        commands += [["mlpipeline", command, *pipeline] for command in ("tune", "evaluate")]
+        commands.append(["python", str(ROOT / "examples" / "overview.py")])
     with session.chdir(folder):
-        for name in session.posargs or ["quickstart", *examples, "overview"]:
-            session.log(f"examples/{name}.py")
-            session.run(
-                "python",
-                str(ROOT / "examples" / f"{name}.py"),
-                # The journal too, so that deleting the folder leaves nothing behind.
-                env={**QUIET, "MLPIPELINE_HOME": str(folder / "home")},
-            )
-        if not session.posargs:
-            pipeline = ["--config", str(ROOT / "examples" / "production.yaml"), "--artifacts-path", "build"]
-            for command in ("tune", "evaluate"):
-                session.log(f"mlpipeline {command} {' '.join(pipeline)}")
+        session.log(f"Everything goes to {folder}; the next run compares itself with this one")
+        for command in commands:
+            # The journal too, so that deleting the folder leaves nothing behind.
+            session.run(*command, env={**QUIET, "MLPIPELINE_HOME": str(folder / "home")})
+
+
+@nox.session
+def notebooks(session: nox.Session) -> None:
+    """Run every notebook, or those named after `--`, in the folder demo/notebooks/; `--inplace` keeps what they show."""
+    install(session, ".[lightning,xgboost,optuna,sklearn,keras,torch,plots]", "nbclient", "ipykernel")
+    folder = ROOT / "demo" / "notebooks"
+    folder.mkdir(exist_ok=True, parents=True)
+    options = [option for option in session.posargs if option.startswith("--")]
+    named = {pathlib.Path(name).stem for name in session.posargs if name not in options}
+    with session.chdir(folder):
+        for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+            if not named or path.stem in named:
                 session.run(
-                    "mlpipeline", command, *pipeline, env={**QUIET, "MLPIPELINE_HOME": str(folder / "home")}
+                    *("jupyter", "execute", str(path), *(options or [f"--output={folder / path.name}"])),
+                    env={**QUIET, "MLPIPELINE_HOME": str(folder / "home")},
                 )
-    session.log(f"Everything it wrote is in {folder}")
 
 
 @nox.session

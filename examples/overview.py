@@ -1,4 +1,4 @@
-"""One table over what the examples have recorded: the newest run of each.
+"""One table over what the examples have recorded: the newest run of each, a row per framework.
 
 python examples/overview.py
 """
@@ -9,6 +9,15 @@ import pandas as pd
 from mlflow import MlflowClient
 
 STORE = "sqlite:///mlflow.db"
+FRAMEWORKS = {
+    "digits": "Lightning",
+    "breast-cancer": "XGBoost",
+    "wine-search": "Optuna",
+    "penguins": "scikit-learn",
+    "wine": "Keras",
+    "diabetes": "PyTorch",
+    "tumours": "pipeline",
+}
 
 
 def main() -> None:
@@ -18,7 +27,9 @@ def main() -> None:
         version.run_id: f"{version.name} v{version.version}" for version in client.search_model_versions()
     }
     rows = []
-    for experiment in sorted(client.search_experiments(), key=lambda one: one.name):
+    place = [*FRAMEWORKS].index
+    known = [one for one in client.search_experiments() if one.name in FRAMEWORKS]
+    for experiment in sorted(known, key=lambda one: place(one.name)):
         runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
         root = next((run for run in runs if "mlflow.parentRunId" not in run.data.tags), None)
         if root is None:
@@ -27,6 +38,7 @@ def main() -> None:
         points = sum(len(client.get_metric_history(root.info.run_id, name)) for name in root.data.metrics)
         rows.append(
             {
+                "framework": FRAMEWORKS[experiment.name],
                 "experiment": experiment.name,
                 "status": root.info.status,
                 "params": len(root.data.params),
