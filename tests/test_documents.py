@@ -123,6 +123,47 @@ def test_every_page_is_in_the_index_and_in_the_readme():
     assert pages == set(re.findall(r"\(docs/(\w+)\.md\)", (ROOT / "README.md").read_text("utf-8")))
 
 
+@pytest.mark.parametrize("name", ["keras", "lightning", "optuna", "sklearn", "torch", "xgboost"])
+def test_a_frameworks_page_has_the_same_five_headings(name):
+    """Who knows one finds his way in all."""
+    headings = re.findall(r"^## (.*)$", page(name), re.MULTILINE)
+    assert ["One line", "What is recorded", "The model", "When things go wrong", "Limits"] == headings
+
+
+# What the peers do, or are asked for: the list that the integrations were made by.
+ASKED_FOR = {
+    "XGBoost": (
+        *("Metrics of every round", "list of callbacks stays", "effective values", 'only "None"'),
+        *("Best iteration and score", "direction of each metric", "Feature importance"),
+        *("Model with signature", "Signature of a `QuantileDMatrix`", "`xgb.cv`", "Distributed training"),
+        *("`ndcg@3`", "scikit-learn interface"),
+    ),
+    "Optuna": (
+        *("`study.optimize(callbacks=[…])`", "decorator", "parallel", "A run for the study"),
+        *("state of a trial", "Intermediate values", "several objectives", "Best params, value and model"),
+        *("no run twice", "as a curve", "Several processes"),
+    ),
+    "scikit-learn": (
+        *("A wrapper", "Params of a pipeline", "each candidate", "while the search goes on"),
+        *("Folds of a cross-validation", "Metrics and plots of the training", "Metrics afterwards"),
+        *("The dataset", "each step of a pipeline"),
+    ),
+    "Keras": ("A callback", "Axes of batches and epochs", "Checkpoints", "Signature on any backend"),
+}
+
+
+@pytest.mark.parametrize("framework", ASKED_FOR)
+def test_the_page_of_the_peers_has_a_row_for_each_thing_asked_for(framework):
+    """In this order, with yes, or with what is missing."""
+    table = page("peers").partition(f"\n| {framework} | Here |")[2].partition("\n\n")[0]
+    cells = [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in table.splitlines()[2:]]
+    places = [[asked in row[0] for row in cells].index(True) for asked in ASKED_FOR[framework]]
+    assert sorted(set(places)) == places
+    assert {3} == {len(row) for row in cells}
+    answers = [re.match(r"yes\b|part: .|no: .", row[1]) for row in cells]
+    assert all(answers), cells
+
+
 def test_the_pages_name_no_machine():
     """No path of whoever wrote them."""
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
