@@ -48,8 +48,8 @@ _FIRST_SIGN_S = 8.0
 _LAUNCH = "import os,sys\nif os.fork():os._exit(0)\nos.execv(sys.argv[1],sys.argv[1:])"
 _LAUNCHES = 3
 # Nothing is imported from the user's folders, where a stray random.py may lie: no PYTHON* variable counts (-E), and
-# neither does the working directory (-P).
-_ISOLATED = ("-E", "-P")
+# neither does the working directory (-P, new in Python 3.11; it is the journal home, which is its owner's alone).
+_ISOLATED = ("-E", "-P") if sys.version_info >= (3, 11) else ("-E",)
 _COURIER = (
     "import os,sys;found=sys.argv[1].split(os.pathsep);"
     "sys.path[:]=[path for path in sys.path if path not in found]+found;"
