@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -396,6 +397,8 @@ def test_a_late_twin_that_may_not_be_deleted_is_tagged_ended_hidden_and_reported
         wait_until(lambda: 2 == len(admin.search_runs([experiment_id])), home=home)
         run.end()
         assert 0 == run.wait(insist_s=60).pending
+        for report in courier_reports(Home(home)):
+            os.kill(report["pid"], signal.SIGKILL)  # in doubt for a minute, it would stay for ten
     found = {seen.info.run_id: seen for seen in admin.search_runs([experiment_id])}
     ours = found.pop(str(run.run_id))
     ((twin_id, twin),) = found.items()
