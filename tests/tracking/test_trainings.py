@@ -52,21 +52,21 @@ def test_a_training_that_raised_has_failed_when_its_callback_is_gone(recorded):
 def test_an_exit_that_answers_ctrl_c_is_no_failure(recorded):
     """Lightning makes one of the other; the callback's block, a run's and the one around a training all know."""
 
-    def leave():
+    def leave(callback=None):
+        if callback is not None:
+            callback._open()
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
             sys.exit(1)
 
     with pytest.raises(SystemExit), Recorded() as callback:
-        callback._open()
-        leave()
+        leave(callback)
     with pytest.raises(SystemExit), open_run(MLflowConfig()) as run:
         leave()
     inner = Recorded()
     with pytest.raises(SystemExit), trainings.inside(run):
-        inner._open()
-        leave()
+        leave(inner)
     assert ["KILLED"] * 3 == recorded.statuses
 
 
