@@ -20,7 +20,7 @@ from sqlalchemy import event
 
 from mlpipeline import MLflowTracker, ModelRegistry
 from mlpipeline.core.errors import ConfigError, UsageError
-from mlpipeline.models.promotion import AUDIT_TAG, AuditEntry, previous_holder
+from mlpipeline.models.promotion import AUDIT_TAG, AuditEntry, audit_of, previous_holder
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(200, 2))
@@ -543,8 +543,32 @@ def test_every_verdict_leaves_both_values_and_its_author(sqlite_place, monkeypat
         == entry
     )
     tags = sqlite_place.client.get_model_version(sqlite_place.name, str(second)).tags
-    assert [f"{AUDIT_TAG}.{entry.at_ms}"] == list(tags)
-    assert '"challenger": 0.7, "champion": 0.8' in tags[f"{AUDIT_TAG}.{entry.at_ms}"]
+    ((key, told),) = tags.items()
+    assert key.startswith(f"{AUDIT_TAG}.{entry.at_ms}.")
+    assert '"challenger": 0.7, "champion": 0.8' in told
+
+
+def test_two_moves_in_one_millisecond_are_both_kept():
+    """Neither takes the other's tag."""
+    about = {"action": "alias", "version": 1, "from_version": None, "is_moved": True, "at_ms": 5}
+    moves = [AuditEntry(alias=alias, **about) for alias in ("champion", "shadow")]
+    assert {"champion", "shadow"} == {entry.alias for entry in audit_of(dict(move.tag() for move in moves))}
+
+
+def test_the_audit_tells_data_apart_as_a_training_does(sqlite_place):
+    """By rows and targets: relabelled rows are other data."""
+    from mlpipeline.sklearn import MLflowEstimator
+
+    estimator = MLflowEstimator(LogisticRegression(), sqlite_place.options).fit(X, Y)
+    version = sqlite_place.registry.register(estimator.run_id_, sqlite_place.name).version
+    run = sqlite_place.client.get_run(estimator.run_id_)
+    for alias, targets in (("champion", Y), ("shadow", 1 - Y)):
+        sqlite_place.registry.promote(
+            sqlite_place.name, version, alias, if_better="accuracy", dataset=(X, targets)
+        )
+    relabelled, same = sqlite_place.registry.version(sqlite_place.name, version).audit
+    assert same.dataset in {found.dataset.digest for found in run.inputs.dataset_inputs}
+    assert same.dataset != relabelled.dataset
 
 
 def test_rollback_goes_back_step_by_step(sqlite_place):

@@ -19,6 +19,7 @@ import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from mlpipeline.core.errors import UsageError
 from mlpipeline.tracking import names
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
 AUDIT_TAG = "mlpipeline.promotion"
-"""The key of an audit entry's tag, before a dot and the time in ms."""
+"""The key of an audit entry's tag, before the time in ms and what tells it from others of that moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,8 @@ class AuditEntry:
     def tag(self) -> tuple[str, str]:
         """Return it as key and value of a tag."""
         content = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        return f"{AUDIT_TAG}.{self.at_ms}", json.dumps(content)
+        # Of two moves in one millisecond neither may take the other's place.
+        return f"{AUDIT_TAG}.{self.at_ms}.{uuid4().hex[:8]}", json.dumps(content)
 
 
 def audit_of(tags: Mapping[str, str]) -> tuple[AuditEntry, ...]:
@@ -256,9 +258,9 @@ class Scored:
     """
 
     def __init__(self, metric: str, X: Any, y: Any, load: Callable[[Any], Any]) -> None:
-        from mlpipeline.tracking import datasets
+        from mlpipeline.sklearn.facts import described
 
-        self.digest: str | None = datasets.describe(X).digest
+        self.digest: str | None = described(X, y).digest  # as a training has it of the same rows
         self._metric = metric
         self._data = X, y
         self._load = load
