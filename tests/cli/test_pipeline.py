@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,21 @@ def test_trained_but_not_delivered_is_exit_code_4(pipeline, monkeypatch):
     assert told["metadata"]["mlflow_run_id"].startswith("local-")
 
 
+def test_a_registry_that_is_away_is_exit_code_4(pipeline, store_uri, monkeypatch):
+    """The run is in MLflow, the version is not: it waits, and nobody waits for it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    changes = [f"mlflow.registry_uri={NOBODY}", "mlflow.register_model=true", "mlflow.model_name=irises"]
+    options = [part for change in changes for part in ("--set", change)]
+    began_s = time.monotonic()
+    code, out, _ = mlpipeline("train", "-c", pipeline, *options, "--json")
+    assert time.monotonic() - began_s < 45
+    told = json.loads(out)
+    assert (4, True, None) == (code, told["success"], told["metadata"]["mlflow_model_version"])
+    run = MlflowClient(store_uri).get_run(told["metadata"]["mlflow_run_id"])
+    assert told["metrics"].items() <= run.data.metrics.items()
+    assert [] == MlflowClient(store_uri, store_uri).search_registered_models()
+
+
 def test_without_mlflow_it_is_done(pipeline, monkeypatch):
     """There is nothing to deliver."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
@@ -94,6 +110,26 @@ def test_a_stage_that_fails_is_exit_code_1(pipeline, store_uri, monkeypatch):
     assert (1, False) == (code, told["success"])
     assert error.endswith(f"training failed: {told['error_message']}\n")
     assert "FAILED" == MlflowClient(store_uri).get_run(told["metadata"]["mlflow_run_id"]).info.status
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "has_run"),
+    [
+        ("train", "training.model.model_type=no_such", False),
+        ("train", "training.modle=5", False),
+        ("evaluate", "evaluation.metrics=[log_loss]", True),
+    ],
+)
+def test_a_mistake_is_told_in_json_too(pipeline, store_uri, monkeypatch, stage, change, has_run):
+    """With the ids of the run, if there is one; the exit code is that of a mistake, its words are on standard error."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    if has_run:  # no model of this kind knows probabilities
+        mlpipeline("train", "-c", pipeline, "--set", "training.model={model_type: ridge_classifier}")
+    code, out, error = mlpipeline(stage, "-c", pipeline, "--set", change, "--json")
+    told = json.loads(out)
+    assert (2, False) == (code, told["success"])
+    assert error.endswith(f"Error: {told['error_message']}\n")
+    assert has_run == (told["metadata"]["mlflow_run_id"] is not None)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +163,58 @@ def test_config_check_names_every_mistake_with_its_line(pipeline):
     assert (2, False) == (code, told["is_valid"])
     assert told["mistakes"][0].startswith("pipeline.yaml:2: mlflow.experiment: MLflowConfig has no option")
     assert 2 == mlpipeline("config", "check", "-c", pipeline)[0]
+
+
+WRONG = """\
+data:
+  path: absent.csv
+training:
+  model:
+    model_type: voting_classifier
+    parameters:
+      votng: soft
+      estimators:
+      - [a, {model_type: random_forst_classifier}]
+      - - b
+        - model_type: svc
+          parameters:
+            kernl: rbf
+  hyperparameter_optimization:
+    metric: acuracy
+    parameter_space:
+      weigths: {type: int, low: 1, high: 3}
+evaluation:
+  metrics:
+  - accuracy
+  - f1_scor
+  thresholds:
+    roc_acu: 0.9
+mlflow:
+  experiment: x
+"""
+MISTAKES = {
+    2: "data.path: there is no file absent.csv",
+    7: "training.model.parameters.votng: voting_classifier has no parameter 'votng'; did you mean 'voting'?",
+    9: "training.model.parameters.estimators.0.1.model_type: sklearn has no 'random_forst_classifier'; did you mean",
+    13: "training.model.parameters.estimators.1.1.parameters.kernl: svc has no parameter 'kernl'; did you mean",
+    15: "training.hyperparameter_optimization.metric: metric 'acuracy' is unknown; near it are 'accuracy'",
+    17: "training.hyperparameter_optimization.parameter_space.weigths: voting_classifier has no parameter",
+    21: "evaluation.metrics.1: metric 'f1_scor' is unknown; near it are 'f1_score'",
+    23: "evaluation.thresholds.roc_acu: metric 'roc_acu' is unknown; near it are 'roc_auc'",
+    25: "mlflow.experiment: MLflowConfig has no option 'experiment'",
+}
+
+
+@pytest.mark.parametrize("command", [["config", "check"], ["train"], ["tune"], ["evaluate"]])
+def test_names_that_stand_for_nothing_are_told_with_their_lines(command, home):
+    """All at once, by every stage, before anything is trained."""
+    Path("wrong.yaml").write_text(WRONG)
+    code, _, error = mlpipeline(*command, "-c", "wrong.yaml")
+    told = error.removeprefix("Error: ").splitlines()
+    assert (2, len(MISTAKES)) == (code, len(told)), error
+    for line, (number, words) in zip(told, MISTAKES.items(), strict=True):
+        assert line.startswith(f"wrong.yaml:{number}: {words}")
+    assert not home.exists()
 
 
 def test_config_show_is_what_counts_without_secrets(pipeline, monkeypatch):

@@ -49,6 +49,17 @@ def test_without_any_rows_it_says_both_ways_to_give_them(tmp_path):
         load(None, tmp_path, "target")
 
 
+@pytest.mark.parametrize("path", ["rows", "rows.dat", "file://{folder}/rows"])
+def test_a_format_tells_what_the_ending_does_not(tmp_path, path):
+    """Of a file, of one whose ending says something else, and of a URL."""
+    place = path.format(folder=tmp_path)
+    people(30).to_parquet(tmp_path / place.rpartition("/")[2])
+    found = load(section(path=place, format="parquet"), tmp_path, "target")
+    assert 30 == sum(len(part.X) for _, part in found.parts())
+    with pytest.raises(ConfigError, match=r"has no ending that tells .* Or say it: data: \{format: csv\}"):
+        load(section(path=place), tmp_path, "target")
+
+
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".parquet", ".json", ".jsonl"])
 def test_a_file_is_read_by_its_ending(tmp_path, ending):
     """The same rows from each."""

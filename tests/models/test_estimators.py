@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 
 import pytest
-from sklearn.base import is_classifier, is_regressor
+from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.datasets import load_iris
 from sklearn.utils import all_estimators
 
 from mlpipeline.core.errors import ConfigError
-from mlpipeline.models.estimators import kind_of, known_names, make
+from mlpipeline.models.estimators import kind_of, known_names, known_parameters, make
 from mlpipeline.models.settings import ModelSection
 
 
@@ -19,19 +20,43 @@ def made(**given):
 
 
 def test_every_classifier_and_regressor_of_scikit_learn_has_a_name():
-    """But those that are made around another estimator, which YAML cannot hold."""
-    from inspect import Parameter, signature
+    """Those that are made around others, too: what they need is among the parameters, as a mapping."""
+    tree = {"model_type": "decision_tree_classifier"}
+    needed = {"estimator": tree, "estimators": [["a", tree]]}
 
-    plain = {
-        kind
-        for _, kind in all_estimators(type_filter=["classifier", "regressor"])
-        if all(
-            one.default is not Parameter.empty or one.kind is Parameter.VAR_KEYWORD
-            for one in signature(kind).parameters.values()
-        )
-    }
-    assert plain == {type(made(model_type=name)) for name in known_names("sklearn")}
-    assert len(plain) > 80
+    def made_of(name):
+        known = known_parameters(kind_of(ModelSection(model_type=name), None))
+        around = {key: value for key, value in needed.items() if key in known}
+        return type(made(model_type=name, parameters=around))
+
+    every = {kind for _, kind in all_estimators(type_filter=["classifier", "regressor"])}
+    assert every == {made_of(name) for name in known_names("sklearn")}
+    assert len(every) > 80
+
+
+def test_models_among_the_parameters_are_made():
+    """In lists of names and models, and of other frameworks; as deep as they stand."""
+    found = made(
+        model_type="stacking_classifier",
+        parameters={
+            "estimators": [
+                ["trees", {"framework": "xgboost", "model_type": "xgb", "parameters": {"n_estimators": 2}}],
+                [
+                    "pairs",
+                    {
+                        "model_type": "one_vs_rest_classifier",
+                        "parameters": {"estimator": {"model_type": "svc"}},
+                    },
+                ],
+            ],
+            "final_estimator": {"model_type": "logistic_regression", "parameters": {"C": 0.5}},
+        },
+    )
+    (_, trees), (_, pairs) = found.estimators
+    assert ("XGBClassifier", 2) == (type(trees).__name__, trees.n_estimators)
+    assert ("SVC", 0.5) == (type(pairs.estimator).__name__, found.final_estimator.C)
+    X, y = load_iris(return_X_y=True)
+    assert 0.9 < clone(found).fit(X, y).score(X, y)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +116,17 @@ def test_a_framework_has_its_usual_model_of_a_task(given, classifies):
             "write model_type: random_forest_classifier, or task_type: regression",
         ),
         ({"parameters": {"n_estimator": 5}}, "has no parameter 'n_estimator'; did you mean 'n_estimators'?"),
+        (
+            {"model_type": "voting_regressor", "parameters": {"estimators": [["a", {"model_type": "svm"}]]}},
+            "training.model.parameters.estimators.0.1.model_type: sklearn has no 'svm'",
+        ),
+        (
+            {
+                "model_type": "one_vs_rest_classifier",
+                "parameters": {"estimator": {"model_type": "svc", "C": 1}},
+            },
+            "C: no such option",
+        ),
         ({"framework": "xgboost", "parameters": {"max_dept": 5}}, "did you mean 'max_depth'?"),
     ],
 )
@@ -99,6 +135,16 @@ def test_a_wrong_name_gets_the_nearest_right_one(given, told):
     with pytest.raises(ConfigError) as refusal:
         made(**given)
     assert told in str(refusal.value)
+
+
+@pytest.mark.parametrize("code", ["def (", "unknown", "raise LookupError('no such key')"])
+def test_a_module_that_cannot_be_imported_is_told_with_its_own_error(tmp_path, monkeypatch, code):
+    """Whatever it raises."""
+    (tmp_path / "broken_model.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"'broken_model.Mine' cannot be imported \(\w+Error: ") as refusal:
+        made(framework="custom", model_type="broken_model.Mine")
+    assert type(refusal.value.__cause__).__name__ in str(refusal.value)
 
 
 def test_a_class_of_the_users_own_is_found_in_the_working_directory(tmp_path, monkeypatch):

@@ -29,7 +29,11 @@ DOCUMENTED = {
     },
 }
 TREE = {"model_type": "decision_tree_classifier"}
-SEARCH = {"n_trials": 1, "cv_folds": 2, "parameter_space": {"max_depth": {"type": "int", "low": 1, "high": 2}}}
+SEARCH = {
+    "n_trials": 1,
+    "cv_folds": 2,
+    "parameter_space": {"max_depth": {"type": "int", "low": 1, "high": 2}},
+}
 WHOLE = {
     "mlflow": {"enabled": False},
     "data": {"dataset": "iris"},

@@ -11,11 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from sklearn.metrics import log_loss
 
 from mlpipeline.core.errors import ConfigError
 from mlpipeline.core.interfaces import Component, ComponentType, ExecutionContext
+from mlpipeline.models.data import load
 from mlpipeline.models.execution import handed_on, handed_on_model
 from mlpipeline.models.mlflow_integration import MLflowIntegratedTrainer
+from mlpipeline.models.settings import DataSection
 
 NOBODY = "http://127.0.0.1:9"
 SPECIES = {"path": "birds.csv", "target": "species"}
@@ -86,7 +89,9 @@ def test_each_framework_trains_on_raw_rows_and_its_model_takes_them(
 @pytest.mark.parametrize("dtype", ["bool", "boolean"])
 def test_numbers_and_flags_are_enough(store_uri, framework, dtype):
     """Without a text beside them; a flag may be missing later, and the model loads by MLflow alone."""
-    frame = pd.DataFrame({"mass_g": [3.0, 4.0] * 30, "is_male": [True, False, True] * 20, "target": [0, 1] * 30})
+    frame = pd.DataFrame(
+        {"mass_g": [3.0, 4.0] * 30, "is_male": [True, False, True] * 20, "target": [0, 1] * 30}
+    )
     frame.astype({"is_male": dtype}).to_parquet("flags.parquet")
     parameters = {"max_epochs": 2} if framework == "pytorch" else {"n_estimators": 2}
     model = {"framework": framework, "parameters": parameters}
@@ -220,6 +225,28 @@ def test_who_asks_to_stop_is_obeyed(birds, store_uri, tmp_path, monkeypatch, sto
     experiment = client.get_experiment_by_name("ml-pipeline-experiment")
     (found,) = client.search_runs([experiment.experiment_id])
     assert status == found.info.status
+
+
+def test_a_network_stops_early_and_keeps_its_best_weights(store_uri):
+    """When the validation loss gets no better; what is left is the epoch that had the least."""
+    draw = np.random.default_rng(0)
+    noise = pd.DataFrame(draw.normal(size=(120, 4)), columns=list("abcd")).assign(
+        target=draw.integers(0, 2, 120)
+    )
+    noise.to_csv("noise.csv", index=False)  # nothing can be learned: it is soon learned by heart
+    parameters = {"max_epochs": 60, "patience": 3, "learning_rate": 0.05}
+    model = {"framework": "pytorch", "task_type": "classification", "parameters": parameters}
+    section = {"path": "noise.csv"}
+    result = train({"data": section, "training": {"model": model}}, store_uri)
+    assert None is result.error_message
+    history = MlflowClient(store_uri).get_metric_history(result.metadata["mlflow_run_id"], "val_loss")
+    losses = [point.value for point in sorted(history, key=lambda point: point.step)]
+    assert len(losses) < 60
+    assert 3 == len(losses) - 1 - int(np.argmin(losses)), "it waited for so long"
+    held_back = load(DataSection.model_validate(section), ".", "target").val
+    probable = handed_on_model("out").predict_proba(held_back.X)
+    assert min(losses) == pytest.approx(log_loss(held_back.y, probable), rel=1e-4)
+    assert min(losses) < losses[-1]
 
 
 INTERRUPTED = """

@@ -84,10 +84,28 @@ def tune(path: str, artifacts_path: str, changes: tuple[str, ...], is_json: bool
 
 
 def _run(stage: str, path: str, folder: str, changes: tuple[str, ...], *, is_json: bool) -> None:
+    from mlpipeline.core.interfaces import ExecutionResult
+
+    try:
+        result = _executed(stage, path, folder, changes)
+    except MLPipelineError as error:  # in the file, before there was a component
+        result = ExecutionResult(False, metadata=_facts(stage), error_message=str(error), exception=error)
+    is_mistake = isinstance(result.exception, MLPipelineError)
+    if is_json or not is_mistake:
+        tell(_content(result), is_json=is_json, text=lambda: _told(result))
+    if is_mistake and result.exception is not None:
+        raise result.exception
+    if not result.success:
+        click.echo(f"{stage} failed: {result.error_message}", err=True)
+        sys.exit(EXIT_FAILED)
+    if result.metadata.get("mlflow_is_delivered") is False:
+        sys.exit(EXIT_UNDELIVERED)
+
+
+def _executed(stage: str, path: str, folder: str, changes: tuple[str, ...]) -> ExecutionResult:
     from mlpipeline.core.interfaces import ComponentType, ExecutionContext
 
-    source, config = _read(path, changes)
-    source.settings()
+    source, config = _read(path, changes, folder)
     kind = {
         "training": ComponentType.MODEL_TRAINING,
         "evaluation": ComponentType.MODEL_EVALUATION,
@@ -98,25 +116,26 @@ def _run(stage: str, path: str, folder: str, changes: tuple[str, ...], *, is_jso
     context = ExecutionContext(source.name, stage, kind, sections, folder, component.logger)
     with _telling_progress(component.logger), _importing_from_here():
         result: ExecutionResult = component.execute(context)
-    if isinstance(result.exception, MLPipelineError):
-        raise result.exception
-    tell(_content(result), is_json=is_json, text=lambda: _told(result))
-    if not result.success:
-        click.echo(f"{stage} failed: {result.error_message}", err=True)
-        sys.exit(EXIT_FAILED)
-    if result.metadata.get("mlflow_is_delivered") is False:
-        sys.exit(EXIT_UNDELIVERED)
+    return result
 
 
 def _component(stage: str, config: MLflowConfig) -> Any:
+    name = {
+        "training": "MLflowIntegratedTrainer",
+        "evaluation": "MLflowIntegratedEvaluator",
+        "tuning": "MLflowIntegratedHyperparameterTrainer",
+    }[stage]
+    return getattr(_module(stage), name)(config)
+
+
+def _facts(stage: str) -> dict[str, Any]:
+    return dict(_module(stage).FACTS)
+
+
+def _module(stage: str) -> Any:
     from importlib import import_module
 
-    module, name = {
-        "training": ("training", "MLflowIntegratedTrainer"),
-        "evaluation": ("evaluation", "MLflowIntegratedEvaluator"),
-        "tuning": ("tuning", "MLflowIntegratedHyperparameterTrainer"),
-    }[stage]
-    return getattr(import_module(f"mlpipeline.models.{module}"), name)(config)
+    return import_module(f"mlpipeline.models.{stage}")
 
 
 class _Progress(logging.Handler):
@@ -146,7 +165,7 @@ def _importing_from_here() -> Iterator[None]:
 
     It stands last: a stray ``random.py`` there is nobody's module. A console script is started without it.
     """
-    here = os.getcwd()  # noqa: PTH109 - a path entry is a string
+    here = os.getcwd()
     is_missing = not {"", here} & set(sys.path)
     if is_missing:
         sys.path.append(here)
@@ -193,14 +212,14 @@ def config() -> None:
 
 
 @config.command()
-@_config
-@_set
-@json_option
-def check(path: str, changes: tuple[str, ...], is_json: bool) -> None:
-    """Name every mistake in the file, with its line; exit code 2 if there is one."""
+@_stage
+def check(path: str, artifacts_path: str, changes: tuple[str, ...], is_json: bool) -> None:
+    """Name every mistake in the file, with its line; exit code 2 if there is one.
+
+    Models, parameters, metrics, data sets and files are looked for; nothing is trained.
+    """
     try:
-        source, options = _read(path, changes)
-        source.settings()
+        _, options = _read(path, changes, artifacts_path)
         options.resolved()
     except ConfigError as error:
         if not is_json:
@@ -246,8 +265,11 @@ def _public(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read(path: str, changes: tuple[str, ...]) -> tuple[Source, MLflowConfig]:
-    """Return the file with the changes, and its ``mlflow:`` options; the environment stands above the file's."""
+def _read(path: str, changes: tuple[str, ...], folder: str | None = None) -> tuple[Source, MLflowConfig]:
+    """Return the file with the changes, and its ``mlflow:`` options; the environment stands above the file's.
+
+    With an artifacts folder, what its values name is looked for, too.
+    """
     import yaml
 
     from mlpipeline.core.config import MLflowConfig
@@ -265,7 +287,8 @@ def _read(path: str, changes: tuple[str, ...]) -> tuple[Source, MLflowConfig]:
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {change}: the value is not YAML; put it in quotes") from error
     source = pipeline_file.read(path, parsed)
-    source.settings()
+    with _importing_from_here():
+        source.settings(folder)
     options = source.content.get("mlflow") or {}
     by_hand = {key.partition(".")[2].partition(".")[0] for key in parsed if key.startswith("mlflow.")}
     of_file = MLflowConfig.from_section(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from mlpipeline.models.settings import DataSection, TaskType
+    from mlpipeline.models.settings import DataSection, Format, TaskType
 
 PARTS = ("train", "val", "test")
 _PREPARED = "_preprocessed.parquet"
@@ -211,13 +211,27 @@ def load_part(
     return Part(found[0], tables[found[0]], target_column, source)
 
 
+def check_source(section: DataSection, artifacts_path: str | os.PathLike[str]) -> None:
+    """Check that what a configuration names is there, and is a table; a URL is not asked for.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if section.dataset:
+        _check_dataset(section.dataset)
+    elif section.path:
+        _reader_of(section.path, section.format)
+        if "://" not in section.path:
+            _found(section.path, artifacts_path)
+
+
 # --- reading -----------------------------------------------------------------------------------------
 
 
 def _whole(section: DataSection, artifacts_path: str | os.PathLike[str], target: str) -> pd.DataFrame:
     if section.dataset:
         return _dataset(section.dataset, target)
-    return _read(str(section.path), artifacts_path)
+    return _read(str(section.path), artifacts_path, section.format)
 
 
 def _file_of(folder: Path, name: str) -> pd.DataFrame | None:
@@ -243,23 +257,36 @@ _READERS = {
     ".xls": "read_excel",
     ".xlsx": "read_excel",
 }
+_OF_FORMAT = {"tsv": "read_table", "excel": "read_excel"}
 _COMPRESSED = (".gz", ".bz2", ".zip", ".xz", ".zst")
 
 
-def _read(path: str, beside: str | os.PathLike[str]) -> pd.DataFrame:
-    import pandas as pd
+def _reader_of(path: str, kind: Format | None) -> tuple[str, dict[str, Any]]:
+    """Return the name of pandas' function that reads a file, and its options.
 
-    is_url = "://" in path
-    place = path if is_url else str(_found(path, beside))
+    Raises:
+        ConfigError: Neither format nor ending tell what it is.
+    """
     suffixes = [
         suffix.lower() for suffix in Path(path.partition("?")[0]).suffixes if suffix not in _COMPRESSED
     ]
-    suffix = suffixes[-1] if suffixes else ""
-    if suffix not in _READERS:
-        raise ConfigError(f"{path} has no ending that tells what it is; accepted are {', '.join(_READERS)}")
-    options: dict[str, Any] = {"lines": True} if suffix == ".jsonl" else {}
+    suffix = f".{kind}" if kind else suffixes[-1] if suffixes else ""
+    reader = _OF_FORMAT.get(str(kind)) or _READERS.get(suffix)
+    if reader is None:
+        raise ConfigError(
+            f"{path} has no ending that tells what it is; accepted are {', '.join(_READERS)}. "
+            "Or say it: data: {format: csv}"
+        )
+    return reader, {"lines": True} if suffix == ".jsonl" else {}
+
+
+def _read(path: str, beside: str | os.PathLike[str], kind: Format | None = None) -> pd.DataFrame:
+    import pandas as pd
+
+    place = path if "://" in path else str(_found(path, beside))
+    reader, options = _reader_of(path, kind)
     try:
-        frame: pd.DataFrame = getattr(pd, _READERS[suffix])(place, **options)
+        frame: pd.DataFrame = getattr(pd, reader)(place, **options)
     except pd.errors.EmptyDataError as error:
         raise ConfigError(f"{path} is empty") from error
     except ImportError as error:
@@ -286,14 +313,20 @@ def _found(path: str, beside: str | os.PathLike[str]) -> Path:
     return there
 
 
+_DATASETS = ("breast_cancer", "diabetes", "digits", "iris", "wine")
+
+
+def _check_dataset(name: str) -> None:
+    if name not in _DATASETS:
+        raise ConfigError(
+            f"data.dataset: scikit-learn brings no {name!r}{nearest(name, _DATASETS)}; there are {', '.join(_DATASETS)}"
+        )
+
+
 def _dataset(name: str, target: str) -> pd.DataFrame:
     from sklearn import datasets
 
-    known = ("breast_cancer", "diabetes", "digits", "iris", "wine")
-    if name not in known:
-        raise ConfigError(
-            f"data.dataset: scikit-learn brings no {name!r}{nearest(name, known)}; there are {', '.join(known)}"
-        )
+    _check_dataset(name)
     frame: pd.DataFrame = getattr(datasets, f"load_{name}")(as_frame=True).frame
     return frame.rename(columns={"target": target})
 

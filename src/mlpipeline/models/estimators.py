@@ -7,6 +7,8 @@
       xgboost   xgb_classifier, xgb_regressor, …; not given: by the task
       pytorch   mlp: a network for tables               (mlpipeline.models.networks)
       custom    package.module.Class, or a function that makes one
+
+A mapping with a ``model_type`` among the parameters is an estimator, too: voting, stacking, one versus rest.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.errors import ConfigError, MissingExtraError, nearest
+from mlpipeline.models.settings import nested_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from mlpipeline.models.settings import ModelSection, TaskType
+    from mlpipeline.models.settings import Location, ModelSection, TaskType
 
 _USUAL = {
     ("sklearn", "classification"): "random_forest_classifier",
@@ -57,12 +60,13 @@ def known_names(framework: str) -> list[str]:
     return sorted(_listed(framework))
 
 
-def kind_of(section: ModelSection, task_type: TaskType | None) -> Kind:
+def kind_of(section: ModelSection, task_type: TaskType | None, place: str = "training.model") -> Kind:
     """Find the class of models that a configuration names.
 
     Args:
         section: The configuration's ``training.model``.
         task_type: What the target asks for, where the configuration does not say; None if that is not known.
+        place: Where in the configuration it is.
 
     Raises:
         ConfigError: There is none of that name, or it is not for that task.
@@ -75,11 +79,13 @@ def kind_of(section: ModelSection, task_type: TaskType | None) -> Kind:
     if name is None:
         if section.framework == "custom":
             raise ConfigError(
-                "training.model.model_type: framework custom needs a dotted path, such as my_package.models.MyModel"
+                f"{place}.model_type: framework custom needs a dotted path, such as my_package.models.MyModel"
             )
         name = _USUAL[section.framework, wanted or "classification"]
     found = (
-        _by_path(name) if "." in name or section.framework == "custom" else _by_name(section.framework, name)
+        _by_path(name, place)
+        if "." in name or section.framework == "custom"
+        else _by_name(section.framework, name, place)
     )
     if section.task_type and found.task_type and found.task_type != section.task_type:
         other = [one for one in _listed(section.framework) if one == _counterpart(found.name)]
@@ -89,24 +95,57 @@ def kind_of(section: ModelSection, task_type: TaskType | None) -> Kind:
             else f"write task_type: {found.task_type}"
         )
         raise ConfigError(
-            f"training.model: {found.name} is for {found.task_type}, and task_type is {section.task_type}; {hint}"
+            f"{place}: {found.name} is for {found.task_type}, and task_type is {section.task_type}; {hint}"
         )
     return found
 
 
-def make(section: ModelSection, kind: Kind) -> Any:
+def make(section: ModelSection, kind: Kind, place: str = "training.model") -> Any:
     """Return the unfitted estimator with the configuration's parameters.
+
+    Args:
+        section: What the configuration says of it.
+        kind: Its class.
+        place: Where in the configuration it is.
 
     Raises:
         ConfigError: It has no such parameter, or refuses its value.
     """
-    check_parameters(kind, section.parameters, "training.model.parameters")
+    below = f"{place}.parameters"
+    check_parameters(kind, section.parameters, below)
+    given = {name: _made(value, f"{below}.{name}") for name, value in section.parameters.items()}
     try:
-        return kind.make(**section.parameters)
+        return kind.make(**given)
     except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"training.model.parameters: {kind.name} refuses {section.parameters!r}: {error}"
-        ) from error
+        raise ConfigError(f"{below}: {kind.name} refuses {section.parameters!r}: {error}") from error
+
+
+def nested(parameters: Mapping[str, Any], place: Location) -> Iterator[tuple[Location, Mapping[str, Any]]]:
+    """Yield what is said of the estimators among some parameters, each with its place."""
+    for name, value in parameters.items():
+        yield from _nested(value, (*place, name))
+
+
+def _nested(value: Any, place: Location) -> Iterator[tuple[Location, Mapping[str, Any]]]:
+    if _is_model(value):
+        yield place, value
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            yield from _nested(one, (*place, index))
+
+
+def _made(value: Any, place: str) -> Any:
+    """Return a parameter's value with the estimators that it describes."""
+    if _is_model(value):
+        section = nested_model(value)
+        return make(section, kind_of(section, None, place), place)
+    if isinstance(value, list):
+        return [_made(one, f"{place}.{index}") for index, one in enumerate(value)]
+    return value
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, dict) and "model_type" in value
 
 
 def check_parameters(kind: Kind, names: Iterable[str], place: str) -> None:
@@ -159,31 +198,32 @@ def task_of(estimator: Any) -> TaskType | None:
 # --- names -------------------------------------------------------------------------------------------
 
 
-def _by_name(framework: str, name: str) -> Kind:
+def _by_name(framework: str, name: str, place: str) -> Kind:
     listed = _listed(framework)
     by_letters = {_letters(one): one for one in listed}
     if (found := by_letters.get(_letters(name))) is None:
         near = nearest(name, listed)
         few = f"; there are {', '.join(sorted(listed))}" if len(listed) < 20 else ""
         raise ConfigError(
-            f"training.model.model_type: {framework} has no {name!r}{near}{few}. A dotted path names any other class"
+            f"{place}.model_type: {framework} has no {name!r}{near}{few}; a dotted path names any other class"
         )
     return Kind(found, listed[found], _task_of_class(listed[found]))
 
 
-def _by_path(path: str) -> Kind:
+def _by_path(path: str, place: str) -> Kind:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the module is the user's, and may raise anything
+        told = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise ConfigError(
-            f"training.model.model_type: {path!r} cannot be imported ({error}); give package.module.Class, "
+            f"{place}.model_type: {path!r} cannot be imported ({told}); give package.module.Class, "
             "of a package that is installed or in the working directory"
         ) from error
     if not callable(found):
-        raise ConfigError(f"training.model.model_type: {path} is no class, but {found!r:.60}")
+        raise ConfigError(f"{place}.model_type: {path} is no class, but {found!r:.60}")
     if isinstance(found, type) and not (hasattr(found, "fit") and hasattr(found, "predict")):
-        raise ConfigError(f"training.model.model_type: {path} has no fit and predict; it is no model")
+        raise ConfigError(f"{place}.model_type: {path} has no fit and predict; it is no model")
     return Kind(path, found, _task_of_class(found) if isinstance(found, type) else None)
 
 
@@ -201,11 +241,7 @@ def _of_sklearn() -> dict[str, Any]:
         from sklearn.utils import all_estimators
     except ImportError as error:
         raise MissingExtraError("sklearn", "scikit-learn") from error
-    return {
-        _snake(name): kind
-        for name, kind in all_estimators(type_filter=["classifier", "regressor"])
-        if not _required(kind)
-    }
+    return {_snake(name): kind for name, kind in all_estimators(type_filter=["classifier", "regressor"])}
 
 
 @cache
@@ -223,14 +259,6 @@ def _of_pytorch() -> dict[str, Any]:
     from mlpipeline.models.networks import MLPClassifier, MLPRegressor
 
     return {"mlp_classifier": MLPClassifier, "mlp_regressor": MLPRegressor}
-
-
-def _required(kind: type) -> bool:
-    """Whether a class cannot be made from numbers and texts alone: it wraps another estimator."""
-    return any(
-        one.default is Parameter.empty and one.kind is Parameter.POSITIONAL_OR_KEYWORD
-        for one in signature(kind).parameters.values()
-    )
 
 
 def _snake(name: str) -> str:

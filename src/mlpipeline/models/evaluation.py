@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,10 @@ from mlpipeline.core.credentials import public_uri
 from mlpipeline.core.errors import ConfigError, UsageError, nearest
 from mlpipeline.core.interfaces import ExecutionContext, ExecutionResult
 from mlpipeline.models import data, estimators, lookup, scoring
+from mlpipeline.models.checking import refuse_mistakes
 from mlpipeline.models.execution import RUN_FACTS, executed, facts_of, recording
 from mlpipeline.models.report import Verdict, html_report
-from mlpipeline.models.settings import Settings
+from mlpipeline.models.settings import Settings, TrainingSection
 from mlpipeline.tracking import charts
 from mlpipeline.tracking.account import LOCAL_PREFIX
 from mlpipeline.tracking.recorded import unharmed
@@ -85,7 +86,7 @@ class MLflowIntegratedEvaluator:
         Raises:
             ConfigError: It cannot be right.
         """
-        self._settings(context)
+        refuse_mistakes(_alone(self._settings(context)[1]))
 
     def execute(self, context: ExecutionContext) -> ExecutionResult:
         """Evaluate.
@@ -111,12 +112,11 @@ class MLflowIntegratedEvaluator:
 
     def _settings(self, context: ExecutionContext) -> tuple[MLflowConfig, Settings]:
         settings = Settings.of(context.config, only=("mlflow", "data", "training", "evaluation"))
-        section = settings.evaluation
-        scoring.checked([*(section.metrics or ()), *section.thresholds])
         return self.config.replace(**settings.mlflow), settings
 
     def _evaluate(self, context: ExecutionContext) -> ExecutionResult:
         config, settings = self._settings(context)
+        refuse_mistakes(_alone(settings), context.artifacts_path)
         with lookup.found(settings.evaluation.model, context, config) as subject:
             work = _work_of(subject, settings, context)
             return self._evaluated(config, settings.evaluation, work, context)
@@ -171,6 +171,11 @@ class MLflowIntegratedEvaluator:
             )
             context.logger.error("%s failed: %s", context.stage_name, result.error_message)
         return result
+
+
+def _alone(settings: Settings) -> Settings:
+    """Return settings without the training's: the model is there already."""
+    return replace(settings, training=TrainingSection())
 
 
 # --- what is evaluated on what -----------------------------------------------------------------------

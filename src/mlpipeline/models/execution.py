@@ -52,7 +52,7 @@ FACTS_FILE = "training.json"
 
 def executed(
     work: Callable[[ExecutionContext], ExecutionResult],
-    context: ExecutionContext,
+    context: object,
     facts: Mapping[str, Any] = RUN_FACTS,
 ) -> ExecutionResult:
     """Do a component's work; an exception becomes an answer.

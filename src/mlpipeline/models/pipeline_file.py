@@ -40,8 +40,12 @@ class Source:
     lines: Mapping[Location, int]
     name: str
 
-    def settings(self) -> Settings:
+    def settings(self, folder: str | os.PathLike[str] | None = None) -> Settings:
         """Return the checked settings.
+
+        Args:
+            folder: The artifacts folder: then what the values name is looked for, too. That takes longer, because it
+                asks scikit-learn.
 
         Raises:
             ConfigError: With a line for every mistake in the file.
@@ -53,9 +57,18 @@ class Source:
             for name in self.content
             if name not in known
         ]
+        wrong = {place[0] for place, _ in mistakes}
+        given = {
+            name: value for name, value in self.content.items() if value is not None and name not in wrong
+        }
+        settings = Settings(**parsed(given))
+        if folder is not None:
+            from mlpipeline.models.checking import mistakes_of
+
+            mistakes += mistakes_of(settings, folder)
         if mistakes:
             raise ConfigError(in_words(mistakes, self.lines, self.name))
-        return Settings(**parsed({name: value for name, value in self.content.items() if value is not None}))
+        return settings
 
 
 def read(

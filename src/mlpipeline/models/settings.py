@@ -33,6 +33,7 @@ Location = tuple[str | int, ...]
 """Keys and indexes that lead to a value, from the top."""
 
 TaskType = Literal["classification", "regression"]
+Format = Literal["csv", "tsv", "parquet", "json", "jsonl", "feather", "excel"]
 
 
 class Section(BaseModel):
@@ -63,6 +64,10 @@ class DataSection(Section):
     dataset: str | None = Field(
         default=None, description="A data set that scikit-learn brings along, such as `breast_cancer`."
     )
+    format: Format | None = Field(
+        default=None,
+        description="Of the file or URL. Not given: told by the ending, such as .csv or .parquet.",
+    )
     target: str | None = Field(
         default=None, description="Column to predict. Not given: `training.target_column`."
     )
@@ -80,6 +85,8 @@ class DataSection(Section):
     def _has_one_source(self) -> Self:
         if (self.path is None) == (self.dataset is None):
             raise ValueError("give one of path (a file or URL) and dataset (one that scikit-learn brings)")
+        if self.format is not None and self.path is None:
+            raise ValueError(f"format={self.format!r} is of a path, and there is none; leave it out")
         return self
 
 
@@ -345,6 +352,20 @@ def mistakes_in(content: Mapping[str, Any]) -> list[tuple[Location, str]]:
             except ValidationError as error:
                 found += [_finding(SECTIONS[name], name, value, one) for one in error.errors()]
     return found
+
+
+def nested_model(content: Mapping[str, Any]) -> ModelSection:
+    """Return the section of a model that stands among the parameters of another.
+
+    Raises:
+        ConfigError: Something in it cannot be right.
+    """
+    try:
+        return ModelSection.model_validate(content)
+    except ValidationError as error:
+        found = [_finding(ModelSection, "", content, one) for one in error.errors()]
+        told = "; ".join(f"{'.'.join(map(str, place[1:]))}: {words}" for place, words in found)
+        raise ConfigError(told) from error
 
 
 def _mlflow_mistakes(section: Mapping[str, Any]) -> list[tuple[Location, str]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mlpipeline.core.config import MLflowConfig
 from mlpipeline.core.interfaces import ExecutionContext, ExecutionResult
 from mlpipeline.models import data, estimators, pipelines
+from mlpipeline.models.checking import refuse_mistakes
 from mlpipeline.models.execution import (
     MODEL_FACTS,
     RUN_FACTS,
@@ -61,7 +62,7 @@ class MLflowIntegratedTrainer:
         Raises:
             ConfigError: It cannot be right.
         """
-        self._settings(context)
+        refuse_mistakes(self._settings(context)[1])
 
     def execute(self, context: ExecutionContext) -> ExecutionResult:
         """Train.
@@ -89,6 +90,7 @@ class MLflowIntegratedTrainer:
 
     def _train(self, context: ExecutionContext) -> ExecutionResult:
         config, settings = self._settings(context)
+        refuse_mistakes(settings, context.artifacts_path)
         tell_unregistered(config, context)
         tables = rows_of(settings, context)
         pipeline = pipelines.build(settings.training.model, tables)

@@ -30,13 +30,12 @@ from mlpipeline.core.credentials import public_uri
 from mlpipeline.core.errors import ConfigError, MLPipelineError, UsageError
 from mlpipeline.core.interfaces import ExecutionContext, ExecutionResult
 from mlpipeline.models import estimators, pipelines, scoring, spaces
+from mlpipeline.models.checking import refuse_mistakes
 from mlpipeline.models.data import Table
 from mlpipeline.models.execution import executed, facts_of, model_facts_of, note, recording
 from mlpipeline.models.settings import Settings, TuningSection
 from mlpipeline.models.training import (
-    FACTS as TRAINING_FACTS,
-)
-from mlpipeline.models.training import (
+    FACTS as OF_TRAINING,
     MLflowIntegratedTrainer,
     left_behind,
     rows_of,
@@ -62,7 +61,7 @@ _PLACE = "training.hyperparameter_optimization"
 _USUAL_TRIALS = 50
 
 FACTS: dict[str, Any] = {
-    **TRAINING_FACTS,
+    **OF_TRAINING,
     "mlflow_parent_run_id": None,
     "mlflow_child_runs": [],
     **dict.fromkeys(("best_hyperparameters", "best_value", "best_trial", "metric")),
@@ -103,7 +102,7 @@ class MLflowIntegratedHyperparameterTrainer:
         Raises:
             ConfigError: It cannot be right.
         """
-        self._settings(context)
+        refuse_mistakes(self._settings(context)[1])
 
     def execute(self, context: ExecutionContext) -> ExecutionResult:
         """Search, and train with what was found.
@@ -136,6 +135,7 @@ class MLflowIntegratedHyperparameterTrainer:
         section = settings.training.hyperparameter_optimization or TuningSection()
         if not section.enabled:
             return self._untuned(context, settings)
+        refuse_mistakes(settings, context.artifacts_path)
         _check_installed(section)
         plan = _plan(section, settings.training.model, rows_of(settings, context), context.logger)
         search = _Search(plan, _study(plan, _name_of(plan, config)))
