@@ -35,6 +35,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.manifold import TSNE
 from sklearn.model_selection import ShuffleSplit, cross_validate as plain_cross_validate
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import LinearSVC
@@ -251,6 +252,7 @@ def test_autologs_metrics_have_the_same_names_and_values():
         assert expected == {name: recorded.metrics[name][0] for name in expected}
 
 
+ELEVEN = (np.arange(44.0).reshape(-1, 1), np.arange(44) // 4)
 KINDS = {
     "binary": (
         LinearSVC(),
@@ -259,14 +261,21 @@ KINDS = {
         {"roc_auc", "accuracy_score"},
         {"confusion_matrix", "roc_curve", "precision_recall_curve"},
     ),
-    "multiclass": (LogisticRegression(), IRIS, SPECIES, {"roc_auc", "log_loss"}, {"confusion_matrix"}),
+    "multiclass": (
+        LogisticRegression(),
+        IRIS,
+        SPECIES,
+        {"roc_auc", "log_loss"},
+        {"confusion_matrix", "roc_curve", "precision_recall_curve"},
+    ),
     "texts as classes": (
         LogisticRegression(),
         IRIS,
         SPECIES.map(str),
         {"roc_auc", "log_loss"},
-        {"confusion_matrix"},
+        {"confusion_matrix", "roc_curve", "precision_recall_curve"},
     ),
+    "eleven classes": (GaussianNB(), *ELEVEN, {"roc_auc", "log_loss"}, {"confusion_matrix"}),
     "regression": (
         LinearRegression(),
         DIABETES,

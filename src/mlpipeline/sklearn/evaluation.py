@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from mlpipeline.tracking.run import Run
 
 
+_MOST_CLASSES = 10
+"""A curve per class: of more, nobody could tell them apart, and each costs a sort of the rows."""
+
+
 @contextlib.contextmanager
 def same_random_numbers(estimator: Any) -> Iterator[None]:
     """Give the random numbers back that predicting draws: a stratified dummy draws the user's own."""
@@ -94,7 +98,7 @@ class Evaluation:
             how = {"average": "weighted", "multi_class": "ovo", **weighted}
             self._add("roc_auc", partial(metrics.roc_auc_score, y, certain, **how))
         self._plots["confusion_matrix"] = partial(plots.confusion_matrix, y, predicted, classes, weights)
-        if is_ranked and len(classes) == 2:
+        if is_ranked and len(classes) <= _MOST_CLASSES:
             self._plots["roc_curve"] = partial(plots.roc_curve, y, certain, classes, weights)
             self._plots["precision_recall_curve"] = partial(
                 plots.precision_recall_curve, y, certain, classes, weights
