@@ -510,4 +510,6 @@ flavor = Flavor(
     predict=_predict,
     example=_example,
     parts=_parts,
+    # Keras' own format, in its safe mode, restores its own classes; a TensorFlow graph may do anything.
+    is_data=lambda about: not about.get("save_exported_model"),
 )

@@ -38,6 +38,13 @@ except ImportError as missing:
 
 IMPORTANCE_TYPES = ("weight", "gain", "cover", "total_gain", "total_cover")
 
+_CLASSES = frozenset(
+    (
+        "xgboost.core.Booster",
+        *(f"xgboost.sklearn.XGB{kind}" for kind in ("Classifier", "Regressor", "Ranker", "Model")),
+        *(f"xgboost.sklearn.XGBRF{kind}" for kind in ("Classifier", "Regressor")),
+    )
+)
 # Of XGBoost's configuration, what is no choice of anybody's.
 _INTERNAL = frozenset(
     (
@@ -359,6 +366,11 @@ def _save(request: SaveRequest) -> str:
     return used
 
 
+def _is_data(about: Mapping[str, Any]) -> bool:
+    # The formats hold none; but MLflow imports whatever class the MLmodel file names.
+    return about.get("model_class", "xgboost.core.Booster") in _CLASSES
+
+
 def _example(model: Any, data: Any, rows: int) -> Any:
     return first_rows(model, _table(data, rows) if isinstance(data, xgboost.DMatrix) else data, rows)
 
@@ -414,4 +426,5 @@ flavor = Flavor(
     predict=_predict,
     example=_example,
     signature=_signature,
+    is_data=_is_data,
 )

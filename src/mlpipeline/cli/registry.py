@@ -107,6 +107,11 @@ def register(
     default=None,
     help="Whether less or more of the metric is better. Default: by its name.",
 )
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="With --dataset: load models whoever logged them, also where that can run code.",
+)
 @journal_option
 @destination_options
 @json_option
@@ -120,6 +125,7 @@ def promote(
     dataset: str | None,
     target: str | None,
     direction: str | None,
+    trust: bool,
     is_json: bool,
     **options: Any,
 ) -> None:
@@ -142,6 +148,7 @@ def promote(
         dataset=dataset,
         target=target,
         greater_is_better=None if direction is None else direction == "max",
+        trust=trust,
     )
     tell(asdict(verdict), is_json=is_json, text=lambda: _told(verdict))
     if not verdict.promoted:

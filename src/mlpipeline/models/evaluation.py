@@ -117,7 +117,8 @@ class MLflowIntegratedEvaluator:
     def _evaluate(self, context: ExecutionContext) -> ExecutionResult:
         config, settings = self._settings(context)
         refuse_mistakes(_alone(settings), context.artifacts_path)
-        with lookup.found(settings.evaluation.model, context, config) as subject:
+        wanted, trust = settings.evaluation.model, settings.evaluation.trust
+        with lookup.found(wanted, context, config, trust=trust) as subject:
             work = _work_of(subject, settings, context)
             return self._evaluated(config, settings.evaluation, work, context)
 

@@ -27,6 +27,7 @@ import numpy as np
 from mlpipeline.core.credentials import public_uri, with_credentials
 from mlpipeline.core.errors import ConfigError, UsageError
 from mlpipeline.models.execution import MODEL_FILE, handed_on, handed_on_model
+from mlpipeline.tracking import trust as trusted
 from mlpipeline.tracking.account import resolved_run_id
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import destination_of, resolved
@@ -77,7 +78,9 @@ class Subject:
 
 
 @contextmanager
-def found(wanted: str | None, context: ExecutionContext, config: MLflowConfig) -> Iterator[Subject]:
+def found(
+    wanted: str | None, context: ExecutionContext, config: MLflowConfig, *, trust: bool = False
+) -> Iterator[Subject]:
     """Find and load the model to evaluate; its files, which it may read later, stay inside the block.
 
     Args:
@@ -85,6 +88,7 @@ def found(wanted: str | None, context: ExecutionContext, config: MLflowConfig) -
             what a training left in the artifacts folder.
         context: The stage.
         config: Says where MLflow is, also where tracking is disabled.
+        trust: Load a model whoever logged it, and run what is in it.
 
     Yields:
         The model.
@@ -95,19 +99,21 @@ def found(wanted: str | None, context: ExecutionContext, config: MLflowConfig) -
         Unavailable: MLflow does not answer.
     """
     with tempfile.TemporaryDirectory(prefix="mlpipeline-") as files:
-        yield _found(wanted, context, config, files)
+        yield _found(wanted, context, config, files, trust=trust)
 
 
-def _found(wanted: str | None, context: ExecutionContext, config: MLflowConfig, files: str) -> Subject:
+def _found(
+    wanted: str | None, context: ExecutionContext, config: MLflowConfig, files: str, *, trust: bool
+) -> Subject:
     if wanted is not None:
-        return _from_mlflow(wanted, config, "evaluation.model", files)
+        return _from_mlflow(wanted, config, "evaluation.model", files, trust=trust)
     folder = context.artifacts_path
     facts = handed_on(folder) or {}
     has_file = (Path(folder) / MODEL_FILE).exists()
     uri, run_id = (context.metadata.get(f"mlflow_{name}") for name in ("model_uri", "run_id"))
     named = uri or run_id
     if named and not (has_file and named in (facts.get("mlflow_model_uri"), facts.get("mlflow_run_id"))):
-        return _from_mlflow(str(named), config, "the context's metadata", files)
+        return _from_mlflow(str(named), config, "the context's metadata", files, trust=trust)
     if has_file:
         return _from_folder(folder, facts)
     raise ConfigError(
@@ -139,7 +145,7 @@ def _from_folder(folder: Any, facts: Mapping[str, Any]) -> Subject:
 # --- MLflow ------------------------------------------------------------------------------------------
 
 
-def _from_mlflow(wanted: str, config: MLflowConfig, by: str, files: str) -> Subject:
+def _from_mlflow(wanted: str, config: MLflowConfig, by: str, files: str, *, trust: bool) -> Subject:
     where = destination_of(resolved(config))
     with _told(wanted, by, where):
         if wanted.startswith("models:/") and where.registry_uri != where.tracking_uri:
@@ -159,7 +165,9 @@ def _from_mlflow(wanted: str, config: MLflowConfig, by: str, files: str) -> Subj
             )
         if run_id is None and (found := _LOGGED.fullmatch(uri)):
             run_id = client.get_logged_model(found[1]).source_run_id
-        model, columns, kind = _downloaded(location, uri, where, files)
+        known = _LOGGED.fullmatch(uri)
+        trust = trust or trusted.is_ours(Home.at(config.journal_dir), where, known and known[1])
+        model, columns, kind = _downloaded(location, uri, where, files, trust=trust)
     return Subject(
         model,
         title if title.startswith("models:/") else f"{uri} of run {title}",
@@ -223,7 +231,9 @@ def _of_run(client: MlflowClient, run_id: str) -> tuple[str, str]:
     return str(newest.model_uri), str(newest.artifact_location)
 
 
-def _downloaded(location: str, uri: str, where: Destination, files: str) -> tuple[Any, list[str] | None, str]:
+def _downloaded(
+    location: str, uri: str, where: Destination, files: str, *, trust: bool
+) -> tuple[Any, list[str] | None, str]:
     """Return a model from where its files are, the columns that it needs, and its kind."""
     from mlflow.artifacts import download_artifacts
     from mlflow.models import Model
@@ -234,6 +244,11 @@ def _downloaded(location: str, uri: str, where: Destination, files: str) -> tupl
     path = download_artifacts(artifact_uri=location, dst_path=place, tracking_uri=tracking_uri)
     try:
         about = Model.load(str(Path(path)))
+    except Exception as error:
+        raise UsageError(f"{uri} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not trust:
+        trusted.check(Path(path), about, uri, "evaluation: {trust: true}")
+    try:
         model = _loaded(path, about)
     except Exception as error:
         raise UsageError(f"{uri} cannot be loaded: {type(error).__name__}: {error}") from error

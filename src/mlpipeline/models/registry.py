@@ -38,7 +38,7 @@ from mlpipeline.models.promotion import (
     judged,
     previous_holder,
 )
-from mlpipeline.tracking import closing, registry, surroundings
+from mlpipeline.tracking import closing, registry, surroundings, trust as trusted
 from mlpipeline.tracking.account import resolved_run_id
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import destination_of, resolved
@@ -47,6 +47,7 @@ from mlpipeline.tracking.registry import NO_STAGE, STAGE_TAG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from mlflow import MlflowClient
 
@@ -354,6 +355,7 @@ class ModelRegistry:
         dataset: Any = None,
         target: str | None = None,
         greater_is_better: bool | None = None,
+        trust: bool = False,
     ) -> Verdict:
         """Point an alias to a version, if it is better than the one that holds it.
 
@@ -370,6 +372,7 @@ class ModelRegistry:
                 both, if they were recorded on the same data.
             target: Column of *dataset* to predict.
             greater_is_better: Direction of the metric; None goes by its name.
+            trust: With *dataset*, as `load` takes it.
 
         Returns:
             The verdict; without a holder the version is promoted.
@@ -393,7 +396,8 @@ class ModelRegistry:
         if dataset is None:
             measure: Recorded | Scored = Recorded(if_better, self._run_and_model)
         else:
-            measure = Scored(if_better, *data_of(dataset, target), self._load_plain)
+            load = partial(self._load, trust=trust, is_plain=True)
+            measure = Scored(if_better, *data_of(dataset, target), load)
         compare = partial(judged, if_better, min_delta=min_delta, is_greater_better=is_greater, alias=alias)
         holder = self._holder(name, alias)
         while True:
@@ -516,27 +520,31 @@ class ModelRegistry:
             for model in found
         ]
 
-    def load(self, name: str, version: int | None = None) -> Any:
+    def load(self, name: str, version: int | None = None, *, trust: bool = False) -> Any:
         """Load a version as the framework's own object.
+
+        A model that no run in this machine's journal home logged is loaded only if its files cannot hold
+        code: scikit-learn's as skops with the types that this package trusts, XGBoost's, and Keras'.
 
         Args:
             name: The registered model with the alias, ``churn@champion``, or with the version,
                 ``churn/3``; ``models:/`` may stand in front.
             version: The version, where *name* does not say it.
+            trust: Load it whoever logged it, and run what is in it.
 
         Raises:
-            UsageError: There is no such version or alias, or none is given.
+            UsageError: There is no such version or alias, or none is given; or it could run code.
         """
         name = name.removeprefix("models:/")
         base, at, alias = name.rpartition("@")
         if version is None and at:
-            return self._load(self._get(base, self._known_holder(base, alias)))
+            return self._load(self._get(base, self._known_holder(base, alias)), trust=trust)
         base, slash, number = name.rpartition("/")
         if version is None and slash and number.isdigit():
-            return self._load(self._get(base, int(number)))
+            return self._load(self._get(base, int(number)), trust=trust)
         if version is None:
             raise UsageError(f"load({name!r}) names no version: write {name}@champion, or {name}/3")
-        return self._load(self._get(name, version))
+        return self._load(self._get(name, version), trust=trust)
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -571,18 +579,19 @@ class ModelRegistry:
                 raise
         return run, model
 
-    def _load_plain(self, version: Any) -> Any:
-        return self._load(version, is_plain=True)
+    def _load(self, version: Any, *, trust: bool, is_plain: bool = False) -> Any:
+        model_id, where = registry.logged_model_id(version), self._destination
+        is_trusted = trust or trusted.is_ours(Home.at(self.config.journal_dir), where, model_id)
 
-    def _load(self, version: Any, *, is_plain: bool = False) -> Any:
-        model_id = registry.logged_model_id(version)
+        def check(folder: Path, about: Any) -> None:
+            if not is_trusted:
+                trusted.check(folder, about, f"version {version.version} of {version.name!r}")
+
         if model_id is not None:
             location = self._client.get_logged_model(model_id).artifact_location
         else:
             location = self._client.get_model_version_download_uri(version.name, str(version.version))
-        return registry.load_files(
-            location, with_credentials(self._destination.tracking_uri), is_plain=is_plain
-        )
+        return registry.load_files(location, with_credentials(where.tracking_uri), check, is_plain=is_plain)
 
     def _get(self, name: str, version: int) -> Any:
         from mlflow.exceptions import MlflowException

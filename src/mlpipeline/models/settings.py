@@ -266,6 +266,9 @@ class EvaluationSection(Section):
         default=None,
         description="`models:/name@alias`, `models:/name/3`, or a run's id. Not given: what was trained before.",
     )
+    trust: bool = Field(
+        default=False, description="Load a model whoever logged it, also where that can run code."
+    )
     on: Literal["test", "val", "train", "all"] | None = Field(
         default=None, description="Which rows. Not given: test; where there are none, val, then train."
     )

@@ -16,7 +16,7 @@ from mlpipeline.core.errors import UnloggableError
 from mlpipeline.tracking.staging import Flavor, SaveRequest, new_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 _TASKS = ("Classifier", "Regressor")
@@ -263,6 +263,12 @@ def _parts_of_value(value: Any) -> Iterator[Any]:
         yield from _parts_of_value(item)
 
 
+def _is_data(about: Mapping[str, Any]) -> bool:
+    # MLflow trusts the types that the file itself lists.
+    is_skops = about.get("serialization_format") == "skops"
+    return is_skops and set(about.get("skops_trusted_types") or ()) <= flavor.trusted_types
+
+
 flavor = Flavor(
     name="sklearn",
     distributions=("mlflow", "scikit-learn", "numpy", "scipy", "pandas", "cloudpickle", "skops"),
@@ -273,4 +279,5 @@ flavor = Flavor(
     trusted_types=frozenset(
         f"{module}.{name}" for module, names in _TRUSTED.items() for name in names.split()
     ),
+    is_data=_is_data,
 )

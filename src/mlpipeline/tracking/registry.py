@@ -23,9 +23,10 @@ from mlpipeline.core.credentials import with_credentials
 from mlpipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from mlflow import MlflowClient
+    from mlflow.models import Model
 
     from mlpipeline.tracking.sink import Destination
 
@@ -36,6 +37,23 @@ NO_STAGE = "None"
 
 _MODEL_ID = re.compile(r"(?:^models:/|/models/)(m-[0-9a-f]+)(?:/artifacts)?/?$")
 # As a source: models:/m-…, or the place of its files.
+
+
+_NATIVE = frozenset(
+    (
+        *("catboost", "h2o", "keras", "lightgbm", "onnx", "paddle", "pmdarima", "prophet", "pytorch"),
+        *(
+            "sentence_transformers",
+            "sklearn",
+            "spacy",
+            "statsmodels",
+            "tensorflow",
+            "transformers",
+            "xgboost",
+        ),
+    )
+)
+"""Flavors of MLflow's whose ``load_model`` gives the framework's own object; an MLmodel file may name any."""
 
 
 def stage_alias(stage: str) -> str | None:
@@ -142,7 +160,7 @@ def logged_model_id(version: Any) -> str | None:
 
 
 def load_logged_model(destination: Destination, model_id: str) -> Any:
-    """Load a LoggedModel as the framework's own object, from the store it was logged to.
+    """Load a LoggedModel of a run's own as the framework's own object, from the store it was logged to.
 
     Args:
         destination: The store.
@@ -153,15 +171,18 @@ def load_logged_model(destination: Destination, model_id: str) -> Any:
     tracking_uri = with_credentials(destination.tracking_uri)
     client = MlflowClient(tracking_uri, with_credentials(destination.registry_uri))
     # Through the model's own location: "models:/m-..." would be looked up in MLflow's global store.
-    return load_files(client.get_logged_model(model_id).artifact_location, tracking_uri)
+    return load_files(client.get_logged_model(model_id).artifact_location, tracking_uri, lambda *_: None)
 
 
-def load_files(location: str, tracking_uri: str, *, is_plain: bool = False) -> Any:
+def load_files(
+    location: str, tracking_uri: str, check: Callable[[Path, Model], None], *, is_plain: bool = False
+) -> Any:
     """Load a model from where its files are.
 
     Args:
         location: URI of the folder.
         tracking_uri: The store that has them, with credentials.
+        check: Raises if the model in a folder, with this MLmodel file, is not to be loaded.
         is_plain: Rather than a bare network or booster, which predict in ways of their own, return the
             ``mlflow.pyfunc`` model. An estimator is returned as it is.
     """
@@ -171,9 +192,10 @@ def load_files(location: str, tracking_uri: str, *, is_plain: bool = False) -> A
 
     with tempfile.TemporaryDirectory(prefix="mlpipeline-") as folder:
         path = download_artifacts(artifact_uri=location, dst_path=folder, tracking_uri=tracking_uri)
-        flavors = Model.load(str(Path(path))).flavors
-        name = next((flavor for flavor in flavors if flavor != "python_function"), None)
-        if name is None:  # somebody's mlflow.pyfunc.PythonModel
+        about = Model.load(str(Path(path)))
+        check(Path(path), about)
+        name = next((flavor for flavor in about.flavors if flavor in _NATIVE), None)
+        if name is None:  # somebody's mlflow.pyfunc.PythonModel, or a flavor that MLflow does not come with
             return pyfunc.load_model(path)
         model = importlib.import_module(f"mlflow.{name}").load_model(path)
         is_estimator = hasattr(model, "get_params") and hasattr(model, "predict")

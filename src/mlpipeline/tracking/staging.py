@@ -133,6 +133,10 @@ def _unknown(model: Any) -> None:  # noqa: ARG001 - as the others of its kind
     return None
 
 
+def _never(about: Mapping[str, Any]) -> bool:  # noqa: ARG001 - as the others of its kind
+    return False
+
+
 @dataclass(frozen=True)
 class Flavor:
     """What a framework file says about its models.
@@ -153,6 +157,8 @@ class Flavor:
             from its distribution's name is otherwise looked up, which costs 0.4 s once.
         trusted_types: Qualified names that a model file of this flavor may name although the
             format's own defaults refuse them. The one list for saving and for loading.
+        is_data: Tells from what an MLmodel file says of this flavor whether the files hold nothing that
+            loading them could run: only then is a stranger's model loaded.
     """
 
     name: str
@@ -164,6 +170,7 @@ class Flavor:
     parts: Callable[[Any], Iterable[Any]] = _only_itself
     roots: frozenset[str] = frozenset()
     trusted_types: frozenset[str] = frozenset()
+    is_data: Callable[[Mapping[str, Any]], bool] = _never
 
 
 _registered: dict[str, Flavor] = {}
@@ -209,6 +216,16 @@ def flavor_of(model: Any) -> Flavor:
         "Give the fitted model itself, register its package with "
         "mlpipeline.tracking.staging.register_flavor, or log a saved file with log_artifact."
     )
+
+
+def flavor_named(name: str) -> Flavor | None:
+    """Return the flavor with a name of MLflow's, such as ``"sklearn"``; None where there is none.
+
+    Only for a package that is called like its flavor.
+    """
+    registered = (flavor for flavor in _registered.values() if flavor.name == name)
+    found = next(registered, None) or _flavor_of_root(name)
+    return found if found is not None and found.name == name else None
 
 
 def _flavor_of_root(root: str) -> Flavor | None:
