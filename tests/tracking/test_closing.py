@@ -50,7 +50,7 @@ def test_a_forked_child_that_exits_neither_waits_for_its_parents_runs_nor_prints
     code = """
 import os, signal, sys
 from mlpipeline import MLflowTracker
-tracker = MLflowTracker(tracking_uri="http://127.0.0.1:9", exit_wait_s=60)
+tracker = MLflowTracker(tracking_uri="http://127.0.0.1:9", exit_wait_s=60, delivery="thread")
 tracker.start_run()
 child = os.fork()
 if child == 0:
