@@ -75,6 +75,9 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         params: Extra hyperparameters; they win over those found in the training.
         importance_types: Which feature importances to record, of ``weight``, ``gain``, ``cover``,
             ``total_gain`` and ``total_cover``.
+        fold_metrics: Of ``xgb.cv``, also record each fold's own values, as ``<data>-<metric>-fold_<n>``.
+            XGBoost tells callbacks mean and deviation only, so every fold is evaluated a second time, and
+            a metric of the user's own is not among them.
         **overrides: `MLflowConfig` options that win over *config*.
     """
 
@@ -86,6 +89,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         parent: Run | str | None = None,
         params: Mapping[str, Any] | None = None,
         importance_types: str | Sequence[str] = ("weight", "gain"),
+        fold_metrics: bool = False,
         **overrides: Any,
     ) -> None:
         super().__init__(config, run=run, parent=parent, params=params, **overrides)
@@ -95,6 +99,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
                 f"importance_types has {unknown[0]!r}; accepted are {', '.join(IMPORTANCE_TYPES)}, or () for none"
             )
         self._importance_types = kinds
+        self._fold_metrics = fold_metrics
         self._reset()
 
     def _reset(self) -> None:
@@ -137,7 +142,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         self._seen, self._values = epoch, _count(evals_log)
         every = self._rules.log_every_n_steps
         if every is None or (self._first + epoch + 1) % every == 0:
-            self._record_round(epoch)
+            self._record_round(model, epoch)
         return False
 
     def after_training(self, model: Any) -> Any:
@@ -147,7 +152,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
             return model
         last = self._seen + (_count(self._history) > self._values)
         if last > self._recorded:
-            self._record_round(last)
+            self._record_round(model, last)
         run.step = max(self._first + last, 0)
         if not self._has_metrics:
             with unharmed("hyperparameters"):  # the objective's own metric, chosen in the first round
@@ -178,13 +183,16 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
     def _log_params(self, run: Run, found: Mapping[str, Any]) -> None:
         run.log_params({name: value for name, value in found.items() if name not in self._params})
 
-    def _record_round(self, epoch: int) -> None:
+    def _record_round(self, model: Any, epoch: int) -> None:
         metrics: dict[str, float] = {}
         for name, _, curve in _curves(self._history, epoch + 1):
             if isinstance(curve[-1], tuple):
                 metrics[f"{name}-mean"], metrics[f"{name}-std"] = curve[-1]
             else:
                 metrics[name] = curve[-1]
+        if self._fold_metrics:
+            with unharmed("the metrics of the folds"):
+                metrics.update(_metrics_of_folds(model))
         if self._run is not None and metrics:
             self._run.step = self._first + epoch
             self._record(metrics, self._first + epoch)
@@ -327,6 +335,13 @@ def _curves(
             for place in range(count):
                 number = f".{place + 1}" if place else ""
                 yield f"{data}-{metric}{number}", metric, values[place::count]
+
+
+def _metrics_of_folds(model: Any) -> Iterator[tuple[str, float]]:
+    for number, fold in enumerate(getattr(model, "cvfolds", ())):
+        for part in fold.bst.eval_set(fold.watchlist).split("\t")[1:]:  # as of evals: [0], train-auc:0.98, …
+            name, _, value = part.rpartition(":")
+            yield f"{name}-fold_{number}", float(value)
 
 
 def _best_of(metric: str, curve: list[float]) -> int | None:

@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import dask.array as dask_array
 import mlflow
 import mlflow.pyfunc
 import mlflow.xgboost
@@ -326,6 +327,27 @@ def test_rounds_are_thinned_but_for_the_last(recorded):
     _, result = train(MLflowCallback(log_every_n_steps=3), rounds=8)
     assert [2, 5, 7] == recorded.steps["valid-auc"]
     assert [max(result["valid"]["auc"])] == recorded.metrics["best_valid-auc"]
+
+
+def test_the_folds_of_a_cross_validation_have_curves_of_their_own_if_asked_for(recorded):
+    """Their means are those that XGBoost reports; asking changes nothing in the training."""
+    options = {"num_boost_round": 4, "nfold": 3, "seed": 7}
+    plain = xgb.cv(BINARY, matrices()[0], **options, callbacks=[MLflowCallback()])
+    assert not [name for name in recorded.metrics if "fold_" in name]
+    with record() as folds:
+        table = xgb.cv(BINARY, matrices()[0], **options, callbacks=[MLflowCallback(fold_metrics=True)])
+    pd.testing.assert_frame_equal(plain, table)
+    for name in ("train-auc", "test-auc", "train-logloss", "test-logloss"):
+        curves = [folds.metrics[f"{name}-fold_{number}"] for number in range(3)]
+        assert len({tuple(curve) for curve in curves}) == 3
+        assert table[f"{name}-mean"].tolist() == pytest.approx(np.mean(curves, axis=0).tolist())
+        assert [0, 1, 2, 3] == folds.steps[f"{name}-fold_0"]
+
+
+def test_fold_metrics_mean_nothing_to_a_single_training(recorded):
+    """One callback serves both."""
+    _, result = train(MLflowCallback(fold_metrics=True))
+    assert flat(result) == histories(recorded)
 
 
 def test_a_callback_before_ours_that_stops_hides_nothing(recorded):
@@ -951,3 +973,30 @@ def test_several_classes(recorded):
     callback = MLflowCallback()
     xgb.XGBClassifier(n_estimators=2, callbacks=[callback]).fit(flowers, species)
     assert ("3", "multi:softprob") == (recorded.params["num_class"], recorded.params["objective"])
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize("is_given", [True, False], ids=["run=", "its own run"])
+def test_a_training_on_dask_is_one_run(is_given, offline, runs, points, models):
+    """Two workers in processes of their own train together; the one of rank 0 records, with the model."""
+    from distributed import Client, LocalCluster
+    from xgboost import dask as on_dask
+
+    config = offline.replace(log_model=True)
+    given = open_run(config) if is_given else None
+    callback = MLflowCallback(run=given) if given else MLflowCallback(config)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        rows, labels = (dask_array.from_array(part[ROWS].to_numpy(), chunks=150) for part in (X, Y))
+        data = on_dask.DaskDMatrix(client, rows.rechunk((150, X.shape[1])), labels)
+        found = on_dask.train(client, BINARY, data, 4, evals=[(data, "train")], callbacks=[callback])
+    if given:
+        given.end()
+    [run] = runs()
+    assert "FINISHED" == run.info.status
+    assert "binary:logistic" == run.data.params["objective"]
+    assert list(enumerate(found["history"]["train"]["auc"])) == points(run, "train-auc")
+    assert [run.info.run_id] == [model.source_run_id for model in models()]
