@@ -105,7 +105,7 @@ def test_sync_answers_in_json(store_uri):
     train(NOBODY)
     code, out, _ = mlpipeline("sync", "--json")
     problem = f"{NOBODY} does not answer: [Errno 111] Connection refused"
-    expected = {"delivered": 4, "pending": 4, "refused": 0, "dropped": 0, "problems": [problem]}
+    expected = {"delivered": 4, "pending": 4, "refused": 0, "dropped": 0, "damaged": 0, "problems": [problem]}
     assert (1, expected, 1) == (code, json.loads(out), out.count("\n"))
 
 
@@ -195,7 +195,7 @@ def test_status_answers_in_json(home, store_uri):
     runs = {run["uid"]: run for run in content["runs"]}
     assert (0, "", 1) == (code, error, out.count("\n"))
     assert (str(home), [], {refused, waiting}) == (content["home"], content["couriers"], set(runs))
-    assert {"delivered": 0, "pending": 4, "refused": 0, "dropped": 0} == runs[waiting]["counts"]
+    assert {"delivered": 0, "pending": 4, "refused": 0, "dropped": 0, "damaged": 0} == runs[waiting]["counts"]
     assert (NOBODY, False) == (runs[waiting]["tracking_uri"], runs[waiting]["is_live"])
     assert ["metric", "metric", "param"] == sorted(letter["kind"] for letter in runs[refused]["refused"])
 

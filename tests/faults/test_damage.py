@@ -29,6 +29,7 @@ SEED = int(os.environ.get("MLPIPELINE_TEST_SEED", random.SystemRandom().randrang
 HEADER = {
     "role": "opener",
     "attempt": 1,
+    "run_id": "r",
     "destination": {"tracking_uri": "http://x", "registry_uri": "http://x"},
 }
 

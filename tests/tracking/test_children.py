@@ -643,7 +643,9 @@ def test_what_is_too_large_for_a_frame_has_a_journal_of_its_own(
 
 def test_the_largest_record_is_read_and_a_larger_one_not_written(tmp_path: Path) -> None:
     """32 MB, at which a reader takes a length for damage."""
-    writer = JournalWriter(Home(tmp_path / "h"), "run", {"role": "opener"}, is_durable=False)
+    where = {"tracking_uri": "http://x", "registry_uri": "http://x"}
+    header = {"role": "opener", "run_id": "r", "destination": where}
+    writer = JournalWriter(Home(tmp_path / "h"), "run", header, is_durable=False)
     payload = b'{"x":"' + b"y" * (records.MAX_PAYLOAD_BYTES - 8) + b'"}'
     assert writer.append_child(payload)
     assert writer.append_child(payload + b" ") is None

@@ -28,9 +28,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+HEADER = {
+    "role": "opener",
+    "run_id": "r",
+    "destination": {"tracking_uri": "http://x", "registry_uri": "http://x"},
+}
+
+
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[JournalWriter]:
-    writer = JournalWriter(Home(tmp_path / "h"), "run", {"role": "opener", "attempt": 1})
+    writer = JournalWriter(Home(tmp_path / "h"), "run", {**HEADER, "attempt": 1})
     assert writer.open()
     yield writer
     writer.close()
@@ -151,7 +158,7 @@ def test_a_forked_child_writes_a_journal_of_its_own(journal: JournalWriter) -> N
 
 def test_a_segment_is_followed_by_another_that_stands_alone(tmp_path: Path) -> None:
     """Header and key sets repeat, so that each segment is read without the ones before it."""
-    writer = JournalWriter(Home(tmp_path / "h"), "run", {"role": "opener"}, segment_bytes=2000)
+    writer = JournalWriter(Home(tmp_path / "h"), "run", HEADER, segment_bytes=2000)
     for step in range(200):
         writer.append_metrics(("a", "b"), [step, -step], step, step)
     numbers = next(iter(writer.folder.writers().values()))
@@ -198,7 +205,7 @@ def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
     """Folders 0700 and files 0600, also when the umask would allow all."""
     before = os.umask(0)
     try:
-        writer = JournalWriter(Home(tmp_path / "h"), "run", {"role": "opener"})
+        writer = JournalWriter(Home(tmp_path / "h"), "run", HEADER)
         writer.append(Kind.TAGS, {"tags": {"a": "b"}})
     finally:
         os.umask(before)
@@ -212,7 +219,7 @@ def test_a_home_that_cannot_be_written_is_told_once_and_counted(
 ) -> None:
     """Training goes on: no exception, one warning, the exact number of records dropped."""
     (tmp_path / "file").write_text("")
-    writer = JournalWriter(Home(tmp_path / "file" / "h"), "run", {"role": "opener"})
+    writer = JournalWriter(Home(tmp_path / "file" / "h"), "run", HEADER)
     assert not writer.open()
     for step in range(10):
         assert not writer.append_metrics(("a", "b"), [1.0, 2.0], step, 1)
@@ -229,7 +236,7 @@ from pathlib import Path
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.journal import JournalWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-writer = JournalWriter(Home(Path({str(tmp_path / "h")!r})), "run", {{"role": "opener"}})
+writer = JournalWriter(Home(Path({str(tmp_path / "h")!r})), "run", {HEADER})
 writer.append_metrics(("a",), [0.0], 0, 1)
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -295,7 +302,7 @@ import sys, time
 from pathlib import Path
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.journal import JournalWriter
-writer = JournalWriter(Home(Path({str(tmp_path / "h")!r})), "run", {{"role": "opener"}})
+writer = JournalWriter(Home(Path({str(tmp_path / "h")!r})), "run", {HEADER})
 writer.open()
 print("ready", flush=True)
 time.sleep(60)
@@ -329,7 +336,7 @@ import os, time
 from pathlib import Path
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.journal import JournalWriter
-writer = JournalWriter(Home(Path({str(tmp_path / "h")!r})), "run", {{"role": "opener"}})
+writer = JournalWriter(Home(Path({str(tmp_path / "h")!r})), "run", {HEADER})
 writer.open()
 child = os.fork()
 if child == 0:
@@ -351,7 +358,7 @@ os._exit(0)
 
 def test_every_segment_is_read_without_the_ones_before_it(tmp_path: Path) -> None:
     """They may be acknowledged and deleted: the first points of a segment need its own key set, too."""
-    writer = JournalWriter(Home(tmp_path / "h"), "run", {"role": "opener"}, segment_bytes=900)
+    writer = JournalWriter(Home(tmp_path / "h"), "run", HEADER, segment_bytes=900)
     for step in range(100):
         assert writer.append_metrics(("loss",), [0.5], step, 1)
     writer.close()
@@ -388,7 +395,7 @@ class Crashes(RuleBasedStateMachine):
         self.writer = self.begin()
 
     def begin(self) -> JournalWriter:
-        writer = JournalWriter(self.home, "run", {"role": "opener"}, segment_bytes=900)
+        writer = JournalWriter(self.home, "run", HEADER, segment_bytes=900)
         writer.open()
         return writer
 
@@ -490,7 +497,7 @@ def test_a_journal_of_what_is_past_waits_for_no_disk(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fdatasync", synced.append)
     for is_durable in (False, True):
-        writer = JournalWriter(Home(tmp_path / "home"), new_uid(), {"role": "opener"}, is_durable=is_durable)
+        writer = JournalWriter(Home(tmp_path / "home"), new_uid(), HEADER, is_durable=is_durable)
         writer.append(Kind.END, {"status": "FINISHED"}, is_synced=True)
         writer.close()
         assert 2 * is_durable == len(synced)

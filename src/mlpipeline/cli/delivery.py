@@ -1,6 +1,6 @@
 """``mlpipeline sync`` and ``mlpipeline status``: what the journals hold, and sending it.
 
-Exit codes: 0 everything is delivered; 1 something could not be sent and is kept; 3 MLflow refused
+Exit codes: 0 everything is delivered; 1 something could not be sent or read, and is kept; 3 MLflow refused
 records for good (``mlpipeline status`` lists them).
 """
 
@@ -66,9 +66,11 @@ def sync(journal_dir: str | None, is_json: bool, any_user: bool) -> None:
         sum(counts.pending for counts in after.values()),
         sum(counts.refused for counts in after.values()),
         sum(counts.dropped for counts in after.values()),
+        sum(counts.damaged for counts in after.values()),
     )
-    _print_sync(sent, accounts(home), is_json=is_json)
-    if sent.pending:
+    left = accounts(home)
+    _print_sync(sent, left, is_json=is_json)
+    if sent.pending or not all(account.is_readable for account in left):
         sys.exit(EXIT_PENDING)
     if sent.refused:
         sys.exit(EXIT_REFUSED)
@@ -79,7 +81,9 @@ def _print_sync(sent: DeliveryCounts, left: list[RunAccount], *, is_json: bool) 
     if is_json:
         click.echo(json.dumps({**vars(sent), "problems": problems}))
         return
-    click.echo(f"{sent.delivered} records delivered, {sent.pending} pending, {sent.refused} refused")
+    click.echo(
+        f"{sent.delivered} records delivered, {sent.pending} pending, {sent.refused} refused{_damage(sent)}"
+    )
     for problem in problems:
         click.echo(f"  {problem}")
 
@@ -118,8 +122,8 @@ def _show(home: Home, found: list[RunAccount], *, is_json: bool) -> None:
         state = "recording" if account.is_live else "recorded"
         click.echo(
             f"{account.run_id or account.uid}  {state}  {counts.delivered} delivered, {counts.pending} pending, "
-            f"{counts.refused} refused, {counts.dropped} dropped  -> {account.tracking_uri or 'done'}"
-            f"{_lag(home, account)}"
+            f"{counts.refused} refused, {counts.dropped} dropped{_damage(counts)}"
+            f"  -> {account.tracking_uri or 'done'}{_lag(home, account)}"
         )
         if account.problem:
             click.echo(f"  {account.problem}")
@@ -127,6 +131,10 @@ def _show(home: Home, found: list[RunAccount], *, is_json: bool) -> None:
             click.echo(
                 f"  refused {letter['kind']} {json.dumps(letter['content'])[:120]}: {letter['reason']}"
             )
+
+
+def _damage(counts: DeliveryCounts) -> str:
+    return f", {counts.damaged} damaged" if counts.damaged else ""
 
 
 def _lag(home: Home, account: RunAccount) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 
 from mlpipeline.core.credentials import public_uri
 from mlpipeline.core.errors import UsageError
-from mlpipeline.tracking import children, liveness
-from mlpipeline.tracking.home import Home, Post, RunState, read_file
+from mlpipeline.tracking import children, liveness, records
+from mlpipeline.tracking.home import Home, Post, RunState, is_plain, opened, read_file
 from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Kind
+from mlpipeline.tracking.validity import checked
 
 LOCAL_PREFIX = "local-"
 
@@ -28,12 +29,14 @@ class DeliveryCounts:
         pending: They are in the journal or the spool.
         refused: MLflow refused them for good; ``mlpipeline status`` lists them.
         dropped: The disk could not take them.
+        damaged: Places in the journals that cannot be read, or hold what is no record.
     """
 
     delivered: int = 0
     pending: int = 0
     refused: int = 0
     dropped: int = 0
+    damaged: int = 0
 
     def __add__(self, other: DeliveryCounts) -> DeliveryCounts:
         return DeliveryCounts(
@@ -41,6 +44,7 @@ class DeliveryCounts:
             self.pending + other.pending,
             self.refused + other.refused,
             self.dropped + other.dropped,
+            self.damaged + other.damaged,
         )
 
 
@@ -58,6 +62,7 @@ class RunAccount:
         problem: What stands in the way; None when nothing does.
         dead_letters: File with the refused records and the reasons; None when there are none.
         waiting: Runs under it that are still in its journal, and counted with it.
+        is_readable: All of its journals can be read here, or will be.
     """
 
     uid: str
@@ -69,6 +74,7 @@ class RunAccount:
     problem: str | None
     dead_letters: str | None
     waiting: tuple[str, ...] = ()
+    is_readable: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain types."""
@@ -86,14 +92,26 @@ def account_of(home: Home, uid: str) -> RunAccount:
     state = home.state(uid) or RunState()
     pending, is_live, tracking_uri, problem = len(state.uploads), False, None, state.problem
     waiting: list[str] = []
+    unreadable = f"{folder.path} is a link, which is not followed" if folder.path.is_symlink() else None
+    damaged = state.damaged
     for writer in folder.writers():
         reader = JournalReader(folder, writer, *state.offsets.get(writer, (0, 0)))
+        is_writing = False
         try:
             reader.look()
+            is_writing = reader.is_alive()  # asked first: who is dead by now has written all it ever will
             pending += _pending(home, reader, waiting)
-        except JournalTooNewError as error:
-            problem = str(error)
-        is_live |= reader.is_alive()
+        except (JournalTooNewError, OSError) as error:
+            is_writing = reader.is_alive()
+            unreadable = str(error)
+        else:
+            if reader.header is None and not is_writing and reader.offset > records.PREAMBLE.size:
+                unreadable = (
+                    f"{folder.segment(writer, reader.segment)} does not say where its run goes, so it cannot be "
+                    f"sent; if you do not need it, delete {folder.path}"
+                )
+        damaged += reader.damaged
+        is_live |= is_writing
         if reader.header:
             tracking_uri = public_uri(reader.header["destination"]["tracking_uri"])
     # Taken over from the journal, and counted with it, but sent only after everything else.
@@ -106,10 +124,11 @@ def account_of(home: Home, uid: str) -> RunAccount:
         tracking_uri,
         is_live,
         state.is_ended,
-        DeliveryCounts(state.delivered - unsent, pending + unsent, state.refused, state.dropped),
-        problem,
+        DeliveryCounts(state.delivered - unsent, pending + unsent, state.refused, state.dropped, damaged),
+        unreadable or problem,
         str(dead) if dead.exists() else None,
         tuple(dict.fromkeys(waiting)),
+        unreadable is None,
     )
 
 
@@ -120,7 +139,8 @@ def accounts(home: Home) -> list[RunAccount]:
     for _ in range(2):
         uids = [folder.uid for folder in home.runs()]
         with contextlib.suppress(OSError):
-            uids += [name.removesuffix(".jsonl") for name in sorted(os.listdir(home.path / "dead"))]
+            names = sorted(os.listdir(home.path / "dead"))
+            uids += [uid for name in names if is_plain(uid := name.removesuffix(".jsonl"))]
         found |= {uid: account_of(home, uid) for uid in dict.fromkeys(uids) if uid not in found}
     return list(found.values())
 
@@ -138,7 +158,7 @@ def oldest_pending_ms(home: Home, uid: str) -> int | None:
     folder = home.run(uid)
     for writer in folder.writers():
         reader = JournalReader(folder, writer, *state.offsets.get(writer, (0, 0)))
-        with contextlib.suppress(JournalTooNewError):
+        with contextlib.suppress(JournalTooNewError, OSError):
             found.append(_first_ms(reader))
     return min((int(ms) for ms in found if ms), default=None)
 
@@ -157,12 +177,28 @@ def courier_reports(home: Home) -> list[dict[str, Any]]:
 
 
 def dead_letters(home: Home, uid: str) -> list[dict[str, Any]]:
-    """Return a run's refused records, each with the reason."""
+    """Return a run's refused records, each with the reason; the last one counts those that cannot be read."""
+    path = home.dead_file(uid)
+    if path.parent.is_symlink():
+        return []
     try:
-        lines = home.dead_file(uid).read_text("utf-8", "replace").splitlines()
+        with open(opened(path), "rb") as file:
+            lines = [line for line in file if line.strip()]
     except OSError:
         return []
-    return [json.loads(line) for line in lines if line.strip()]
+    letters = [letter for line in lines if (letter := _letter(line)) is not None]
+    if count := len(lines) - len(letters):
+        letters.append(
+            {"kind": "unreadable", "content": {}, "reason": f"{count} lines of {path} are damaged"}
+        )
+    return letters
+
+
+def _letter(line: bytes) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        letter = json.loads(line)
+        return {name: letter[name] for name in ("kind", "content", "reason")}
+    return None
 
 
 def resolved_run_id(home: Home, run_id: str) -> str:
@@ -187,7 +223,7 @@ def _first_ms(reader: JournalReader) -> int | None:
                     return point.timestamp_ms
             elif frame.kind not in (Kind.RUN, Kind.KEYS, Kind.DROPPED):
                 with contextlib.suppress(ValueError):
-                    return frame.json().get("ms")
+                    return checked(frame.kind, frame.json()).get("ms")
     return None
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import struct
 import threading
 import time
@@ -28,10 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.errors import ConfigError
 from mlpipeline.tracking import records
-from mlpipeline.tracking.home import RunState
+from mlpipeline.tracking.home import RunState, is_plain, opened
 from mlpipeline.tracking.journal import Axes, child_name, new_name
 from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Kind, Point
+from mlpipeline.tracking.validity import checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mlpipeline")
 
 _METRICS = (Kind.METRICS, Kind.METRICS_STEPS)
-# It becomes the name of a folder, and a journal is data.
-_UID = re.compile(r"[^./\\\0][^/\\\0]{0,199}")
 
 _journals: weakref.WeakSet[ChildJournal] = weakref.WeakSet()
 
@@ -172,11 +170,13 @@ def segment_of(content: Mapping[str, Any], name: str, writer: Mapping[str, Any] 
 
     Raises:
         ValueError: The record cannot be read, or names no run, or no place for it.
-        KeyError: The same; so are a TypeError and an AttributeError.
+        RecursionError: The same.
     """
-    uid, header = _uid_in(content), content["header"]
-    if not {"tracking_uri", "registry_uri"} <= header["destination"].keys():
-        raise ValueError(f"a CHILD record does not say where run {uid} goes")
+    checked(Kind.CHILD, content)
+    checked(Kind.RUN, content["header"])
+    uid, header = content["uid"], content["header"]
+    if not is_plain(name):
+        raise ValueError(f"run {uid} cannot have a journal named {name!r}")
     of = {key: writer[key] for key in ("host", "pid") if key in writer} if writer else {}
     header = {**header, **of, "writer": name}
     # Twice, as in every segment.
@@ -185,19 +185,12 @@ def segment_of(content: Mapping[str, Any], name: str, writer: Mapping[str, Any] 
     for record in content["records"]:
         try:
             frames = _frames(sequence, known, *record)
-        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, struct.error):
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, struct.error):
             damaged += 1
         else:
             parts += frames
             sequence += len(frames)
     return Segment(uid, name, b"".join(parts), damaged)
-
-
-def _uid_in(content: Mapping[str, Any]) -> str:
-    uid = content["uid"]
-    if not isinstance(uid, str) or not _UID.fullmatch(uid):
-        raise ValueError(f"a CHILD record names no run: {uid!r}")
-    return uid
 
 
 def _frames(sequence: int, known: set[tuple[str, ...]], kind: int, content: Mapping[str, Any]) -> list[bytes]:
@@ -269,8 +262,7 @@ def keep(home: Home, segment: Segment) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0)
-    with open(os.open(path, flags, 0o600), "wb") as file:
+    with open(opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -280,9 +272,9 @@ def wait_in(home: Home, reader: JournalReader, frame: Frame) -> tuple[str, int] 
     """Return which child a CHILD record still holds, and how many of its records; None where it has its journal."""
     try:
         content = frame.json()
-        uid, count = _uid_in(content), count_of(content)
+        uid, count = checked(Kind.CHILD, content)["uid"], count_of(content)
         return None if is_kept(home, uid, child_name(reader.writer, frame.sequence)) else (uid, count)
-    except (KeyError, ValueError, TypeError):
+    except ValueError:
         return None  # damage, which the courier counts
 
 
@@ -310,7 +302,7 @@ def bring_out(home: Home, parent: str, uid: str) -> bool:
 def _bring_out(home: Home, reader: JournalReader, frame: Frame) -> None:
     try:
         keep(home, segment_of(frame.json(), child_name(reader.writer, frame.sequence), reader.header))
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         logger.warning("cannot write the journal of a run that waits in %s: %s", reader.folder.path, error)
 
 

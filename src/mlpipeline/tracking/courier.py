@@ -351,6 +351,7 @@ class Courier:
         self._has_live_writer = False
         self._is_hurried = False
         self._retried_s = -1e9
+        self._told: dict[str, str] = {}
 
     # --- what workers ask ------------------------------------------------------------------------
 
@@ -473,28 +474,15 @@ class Courier:
         for delivery in self._find_new():
             self._deliveries[delivery.folder.uid] = (delivery, None)
         is_live = False
-        for uid, (delivery, assigned) in list(self._deliveries.items()):
-            worker = assigned
-            if worker is None:
-                try:
-                    if not delivery.look():
-                        continue
-                except Unavailable as error:
-                    logger.warning("%s", error)
-                    continue
-                if delivery.destination().identity != self._identity:
-                    self._others[uid] = delivery
-                    del self._deliveries[uid]
-                    continue
-                worker = self._worker(delivery.destination())
-                worker.add(delivery)
-                self._deliveries[uid] = (delivery, worker)
-            if delivery.is_finished and delivery.finish():
-                worker.remove(uid)
-                del self._deliveries[uid]
-                self.moved()
-            else:
-                is_live |= delivery.is_live()
+        for uid, (delivery, worker) in list(self._deliveries.items()):
+            try:
+                is_live |= self._look_at(uid, delivery, worker)
+            except Unavailable as error:
+                if self._is_news(uid, error):
+                    logger.warning("run %s: %s", uid, error)
+            except Exception as error:  # the courier must outlive any one run's trouble
+                if self._is_news(uid, error):
+                    logger.exception("run %s", uid)
         self._others = {uid: other for uid, other in self._others.items() if other.folder.path.exists()}
         self._has_live_writer = is_live or any(other.is_live() for other in self._others.values())
         self._is_hurried = _is_fresh(self.home.hurry_file, _HURRY_S)
@@ -505,6 +493,30 @@ class Courier:
             self._retried_s = time.monotonic()
             for worker in self._workers.values():
                 worker.retry_now()
+
+    def _look_at(self, uid: str, delivery: RunDelivery, worker: Worker | None) -> bool:
+        """Bring a run on its way, or to its end; return whether somebody writes to it."""
+        if worker is None:
+            if not delivery.look():
+                return False
+            if delivery.destination().identity != self._identity:
+                self._others[uid] = delivery
+                del self._deliveries[uid]
+                return False
+            worker = self._worker(delivery.destination())
+            worker.add(delivery)
+            self._deliveries[uid] = (delivery, worker)
+        if delivery.is_finished and delivery.finish():
+            worker.remove(uid)
+            del self._deliveries[uid]
+            self.moved()
+            return False
+        return delivery.is_live()
+
+    def _is_news(self, uid: str, error: Exception) -> bool:
+        """Tell whether it is the first time that this stands in a run's way: a look comes every moment."""
+        before, self._told[uid] = self._told.get(uid), str(error)
+        return before != str(error)
 
     def _worker(self, destination: Destination) -> Worker:
         worker = self._workers.get(destination.key)

@@ -81,7 +81,9 @@ class Creation:
         return self._one(
             "run",
             alive,
-            lambda: sink.create_run(experiment_id, header.get("run_name"), int(header["start_ms"]), tags),
+            lambda: sink.create_run(
+                experiment_id, header.get("run_name"), header.get("start_ms") or _now_ms(), tags
+            ),
         )
 
     def model(self, sink: MlflowSink, record: Mapping[str, Any]) -> str:

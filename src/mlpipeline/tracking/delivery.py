@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlpipeline.tracking import children
 from mlpipeline.tracking.creation import Creation
-from mlpipeline.tracking.home import Home, RunFolder, RunState
+from mlpipeline.tracking.home import Home, RunFolder, RunState, append_line
 from mlpipeline.tracking.journal import child_name
 from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Frame, Kind, Point
@@ -43,6 +43,7 @@ from mlpipeline.tracking.sink import (
     chunks,
 )
 from mlpipeline.tracking.uploads import Uploads, remove
+from mlpipeline.tracking.validity import checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +59,8 @@ look RUNNING because an artifact store is down. The upload goes on being tried."
 
 _PARENT_AWAITED_S = 60.0
 """How long a child waits for its parent's run; then it is made with the tag mlpipeline.parent_uid."""
+
+_LAST_STEP = 2**63 - 1
 
 _T = TypeVar("_T")
 
@@ -79,6 +82,7 @@ class _Parcel:
     ends: list[dict[str, Any]] = field(default_factory=list)
     children: list[children.Segment] = field(default_factory=list)
     dropped: int = 0
+    damaged: int = 0
     last_ms: int = 0
     count: int = 0
     refused: int = 0
@@ -107,6 +111,7 @@ class RunDelivery:
     def __init__(self, home: Home, folder: RunFolder) -> None:
         self.folder = folder
         self.state = RunState.load(folder.state_file) or _continued(home.done_state(folder.uid)) or RunState()
+        self.state.uploads = [item for item in self.state.uploads if _is_upload(item)]
         self._home = home
         self._readers: dict[str, JournalReader] = {}
         self._parcel: _Parcel | None = None
@@ -130,7 +135,7 @@ class RunDelivery:
             Whether the run can be delivered: somebody's header of it is readable.
 
         Raises:
-            Unavailable: A journal was written by a newer version of this package.
+            Unavailable: A journal was written by a newer version of this package, or cannot be read now.
         """
         for writer in self.folder.writers():
             if writer not in self._readers:
@@ -146,8 +151,7 @@ class RunDelivery:
 
     def destination(self) -> Destination:
         """Return where the run goes, as its first opener wrote it down."""
-        header = self.header() or {}
-        where = header.get("destination", {})
+        where = (self.header() or {})["destination"]
         return Destination(where["tracking_uri"], where["registry_uri"], where.get("user", ""))
 
     def has_news(self) -> bool:
@@ -233,7 +237,7 @@ class RunDelivery:
                     state.is_ended = state.is_ended or self.is_gone
             state.delivered += count
             state.dropped += parcel.dropped
-            state.damaged = sum(reader.damaged for reader in self._readers.values())
+            state.damaged += parcel.damaged
             state.last_ms = max(state.last_ms, parcel.last_ms)
             self._parcel = None
             if count or parcel.positions:
@@ -256,7 +260,7 @@ class RunDelivery:
         return count
 
     def _read(self, limit_bytes: int) -> _Parcel:
-        parcel = _Parcel()
+        parcel, trouble = _Parcel(), None
         # One attempt at a time, the earlier ones first: what they recorded first stands. Those who share
         # a run are at it at the same time, and none of them waits for another.
         by_attempt: dict[int, list[JournalReader]] = {}
@@ -264,7 +268,12 @@ class RunDelivery:
             by_attempt.setdefault(0 if self._is_shared() else _attempt(reader), []).append(reader)
         for attempt in sorted(by_attempt):
             for reader in by_attempt[attempt]:
-                self._read_one(parcel, reader, limit_bytes)
+                try:
+                    self._read_one(parcel, reader, limit_bytes)
+                except (JournalTooNewError, OSError) as error:
+                    trouble = error
+            if trouble is not None and not parcel.positions:
+                raise Unavailable(f"cannot read a journal: {trouble}") from trouble
             if parcel.positions:
                 parcel.attempt = max(_attempt(reader) for reader in by_attempt[attempt])
                 parcel.is_resumed = any(
@@ -276,12 +285,13 @@ class RunDelivery:
     def _read_one(self, parcel: _Parcel, reader: JournalReader, limit_bytes: int) -> None:
         # Asked before reading: whoever is dead by now has written all it ever will.
         is_alive = reader.is_alive()
-        before = (reader.segment, reader.offset)
+        before, damaged_before = (reader.segment, reader.offset), reader.damaged
         for frame in reader.read(is_final=not is_alive, limit_bytes=limit_bytes):
             try:
                 self._take(parcel, reader, frame)
-            except (KeyError, ValueError, TypeError, AttributeError):
+            except (ValueError, RecursionError):
                 reader.damaged += 1
+        parcel.damaged += reader.damaged - damaged_before
         if (reader.segment, reader.offset) != before:
             parcel.positions[reader.writer] = (reader.segment, reader.offset)
 
@@ -294,8 +304,10 @@ class RunDelivery:
             return
         if frame.kind is Kind.KEYS:
             return
-        content = frame.json()
-        at_ms = int(content.get("ms", 0))
+        if frame.kind is Kind.RUN:
+            return  # the reader's
+        content = checked(frame.kind, frame.json())
+        at_ms = content.get("ms", 0)
         parcel.last_ms = max(parcel.last_ms, at_ms)
         if frame.kind is Kind.CHILD:
             child = children.segment_of(content, child_name(reader.writer, frame.sequence), reader.header)
@@ -303,11 +315,10 @@ class RunDelivery:
             reader.damaged += child.damaged
             return
         if frame.kind is Kind.DROPPED:
-            parcel.dropped += int(content["count"])
+            parcel.dropped += content["count"]
             return
         is_upload = frame.kind in (Kind.ARTIFACT, Kind.MODEL, Kind.VERSION, Kind.EVALUATION)
-        # What is uploaded counts when it is; the header, which every segment repeats, never.
-        parcel.count += not is_upload and frame.kind is not Kind.RUN
+        parcel.count += not is_upload  # that counts when it was
         if frame.kind is Kind.PARAMS:
             for key, value in content["params"].items():
                 first = self.state.params.get(key)
@@ -325,7 +336,7 @@ class RunDelivery:
         elif is_upload:
             parcel.uploads.append({**content, "kind": frame.kind.name})
         elif frame.kind is Kind.END and reader.header and reader.header.get("role") == "opener":
-            attempt = int(reader.header.get("attempt", 0))
+            attempt = _attempt(reader)
             parcel.ends.append({"end_ms": at_ms, **content, "attempt": attempt, "ms": at_ms})
 
     def _send(self, sink: MlflowSink, parcel: _Parcel) -> None:
@@ -345,12 +356,12 @@ class RunDelivery:
         for piece in chunks(list(parcel.params.items()), PARAMS_PER_REQUEST):
             refused = self._send_or_split(piece, lambda items: sink.log_params(run_id, dict(items)))
             for key, value in piece:
-                del parcel.params[key]
-                self.state.params[key] = _hash(value)
                 if key in refused and "chang" in refused[key].lower():
                     parcel.drift[key] = value
                 elif key in refused:
                     self.bury("param", {key: value}, refused[key])
+                del parcel.params[key]
+                self.state.params[key] = _hash(value)
         for key, value in parcel.drift.items():
             parcel.tags[f"mlpipeline.drift.{key}"[:250]] = (parcel.last_ms, value)
         parcel.drift = {}
@@ -361,10 +372,10 @@ class RunDelivery:
                 piece, lambda items: sink.set_tags(run_id, {key: value for key, (_, value) in items})
             )
             for key, (at_ms, value) in piece:
-                del parcel.tags[key]
-                self.state.tag_times_ms[key] = at_ms
                 if key in refused:
                     self.bury("tag", {key: value}, refused[key])
+                del parcel.tags[key]
+                self.state.tag_times_ms[key] = at_ms
 
     def _send_points(self, sink: MlflowSink, run_id: str, parcel: _Parcel) -> None:
         last_steps = self.state.last_steps
@@ -386,7 +397,9 @@ class RunDelivery:
         if parcel.counted:
             # Counted steps start at 0 in every process; they go on from where the run stood.
             parcel.points.extend(
-                replace(point, step=point.step + floor[point.key] + 1) if point.key in floor else point
+                replace(point, step=min(point.step + floor[point.key] + 1, _LAST_STEP))
+                if point.key in floor
+                else point
                 for point in parcel.counted
             )
             parcel.counted = []
@@ -422,7 +435,7 @@ class RunDelivery:
         header = self.header(up_to=attempt)
         if header is None:
             raise Unavailable("the run's header has not been written yet")
-        attempt = int(header.get("attempt", 0))
+        attempt = header.get("attempt", 0)
         state = self.state
         if state.run_id is not None and attempt <= state.attempt:
             return
@@ -546,27 +559,30 @@ class RunDelivery:
             spooled = _listed(self.folder.spool)
             self.is_finished = self._is_done() and not set(self.folder.writers()) - set(self._readers)
             if self.is_finished:
-                self._is_away = True
-                self._put_away(spooled)
+                self.is_finished = self._is_away = self._put_away(spooled)
             return self.is_finished
         finally:
             self._delivering.release()
 
-    def _put_away(self, spooled: list[str]) -> None:
+    def _put_away(self, spooled: list[str]) -> bool:
         with self._changing:
-            self.state.save(self._home.done_file(self.folder.uid))
-            for name in spooled:
-                remove(self.folder.spool / name)
-            for name in _listed(self.folder.path):
-                if name.split(".")[0] in self._readers or "state.json" in name:
-                    (self.folder.path / name).unlink(missing_ok=True)
-            for folder in (self.folder.spool, self.folder.path):
-                try:
-                    folder.rmdir()
-                except FileNotFoundError:
-                    continue  # no file was ever spooled
-                except OSError:
-                    return
+            path = self._home.done_file(self.folder.uid)
+            try:
+                self.state.save(path)
+            except OSError as error:
+                with contextlib.suppress(Unavailable):
+                    self.set_problem(f"cannot write {path}: {error}")
+                return False
+            with contextlib.suppress(OSError):  # what cannot go, stays: its journals are delivered
+                for name in spooled:
+                    remove(self.folder.spool / name)
+                for name in _listed(self.folder.path):
+                    if name.split(".")[0] in self._readers or "state.json" in name:
+                        remove(self.folder.path / name)
+                with contextlib.suppress(FileNotFoundError):  # no file was ever spooled
+                    self.folder.spool.unlink() if self.folder.spool.is_symlink() else self.folder.spool.rmdir()
+                self.folder.path.rmdir()
+            return True
 
     def set_problem(self, problem: str | None) -> None:
         """Write down what stands in the way, for those who ask; of a run that is gone that stays."""
@@ -585,8 +601,8 @@ class RunDelivery:
         headers = [reader.header for reader in self._readers.values() if reader.header]
         openers = [header for header in headers if header.get("role") == "opener"]
         if up_to:
-            openers = [header for header in openers if int(header.get("attempt", 0)) <= up_to] or openers
-        return max(openers or headers, key=lambda header: int(header.get("attempt", 0)), default=None)
+            openers = [header for header in openers if header.get("attempt", 0) <= up_to] or openers
+        return max(openers or headers, key=lambda header: header.get("attempt", 0), default=None)
 
     @contextlib.contextmanager
     def keeping(self) -> Iterator[None]:
@@ -597,7 +613,8 @@ class RunDelivery:
 
     def _save(self) -> None:
         self.state.updated_ms = time.time_ns() // 1_000_000
-        self.state.destination = self.destination().key
+        if self.header() is not None:
+            self.state.destination = self.destination().key
         try:
             self.state.save(self.folder.state_file)
         except OSError as error:
@@ -634,13 +651,11 @@ class RunDelivery:
 
     def bury(self, kind: str, content: dict[str, Any], reason: str) -> None:
         """Put a record that was refused for good, with the reason, into the dead letters."""
-        line = json.dumps({"kind": kind, "content": content, "reason": reason}, default=str) + "\n"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
-        descriptor = os.open(self._home.dead_file(self.folder.uid), flags, 0o600)
+        path = self._home.dead_file(self.folder.uid)
         try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+            append_line(path, json.dumps({"kind": kind, "content": content, "reason": reason}, default=str))
+        except OSError as error:
+            raise Unavailable(f"cannot keep what was refused in {path}: {error}") from error
         with self._changing:
             self.state.refused += 1
             if self._parcel is not None and kind not in ("artifact", "model", "version", "evaluation"):
@@ -652,7 +667,7 @@ def _content(point: Point) -> dict[str, Any]:
 
 
 def _attempt(reader: JournalReader) -> int:
-    return int((reader.header or {}).get("attempt", 0))
+    return int((reader.header or {}).get("attempt", 0))  # an integer, as `checked` has seen
 
 
 def _continued(done: RunState | None) -> RunState | None:
@@ -669,8 +684,16 @@ def _hash(value: str) -> str:
     return blake2b(value.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
 
 
+def _is_upload(item: dict[str, Any]) -> bool:
+    """Tell whether an upload that a state holds is one, whoever wrote the state."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        checked(Kind[item["kind"]], item)
+        return True
+    return False
+
+
 def _listed(folder: Path) -> list[str]:
     try:
-        return os.listdir(folder)
+        return [] if folder.is_symlink() else os.listdir(folder)
     except OSError:
         return []

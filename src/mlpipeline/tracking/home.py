@@ -21,11 +21,13 @@
 Only the writers write journals, and the courier those of runs that were over when they were
 recorded (see `children`); only the courier writes state. Everything is created 0600 or
 0700 whatever the umask says, and a home that belongs to somebody else, or is a link, is refused.
+Links inside of it are not followed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -33,18 +35,20 @@ import stat
 import sys
 import time
 import uuid
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlpipeline.core.errors import ConfigError
+from mlpipeline.core.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 DONE_KEPT_DAYS = 30
+_TEXTS_OF_STATE = ("run_id", "run_name", "experiment_id", "artifact_uri", "destination", "problem")
+_NAME_BYTES = 200  # of 255 that a file system takes: endings come behind
 
 _checked: set[Path] = set()
 """Homes that this process has made or found to be its user's own."""
@@ -129,6 +133,58 @@ def make_private(path: Path) -> None:
         make_private(entry)
 
 
+def is_plain(name: object) -> bool:
+    """Tell whether a run may be named so: it becomes the name of a folder, and whoever names it may lie."""
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and not name.startswith(".")
+        and not set(name) & {"/", "\\"}
+        and 0 < len(name.encode()) <= _NAME_BYTES
+    )
+
+
+def opened(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Return a descriptor of a file that is one: no link, which could lead anywhere, and nothing to wait at.
+
+    Raises:
+        OSError: It is something else, or cannot be opened.
+    """
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    descriptor = os.open(path, flags, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no file", str(path))
+    return descriptor
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, made if need be: all of it or nothing.
+
+    Raises:
+        OSError: The disk refuses, or a link stands in the way.
+    """
+    _check_no_link(path.parent)
+    descriptor = opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    try:
+        size, data = os.fstat(descriptor).st_size, line.encode() + b"\n"
+        if size:
+            os.lseek(descriptor, size - 1, os.SEEK_SET)
+            if os.read(descriptor, 1) != b"\n":
+                data = b"\n" + data  # half a line stands there, from when the power went
+        if os.write(descriptor, data) != len(data):
+            os.ftruncate(descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(descriptor)
+
+
+def _check_no_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "a link, which is not followed", str(folder))
+
+
 def replace_file(path: Path, content: Mapping[str, Any], *, is_synced: bool = False) -> None:
     """Write a JSON file so that a reader sees the old content or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
@@ -148,8 +204,9 @@ def replace_file(path: Path, content: Mapping[str, Any], *, is_synced: bool = Fa
 def read_file(path: Path) -> dict[str, Any] | None:
     """Return the content of a JSON file; None where it is absent or damaged."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        with open(opened(path), "rb") as file:
+            content = json.loads(file.read())
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -232,15 +289,29 @@ class RunState:
     @classmethod
     def load(cls, path: Path) -> RunState | None:
         """Return the state in *path*; None where there is none that can be read."""
-        content = read_file(path)
+        content = None if path.parent.is_symlink() else read_file(path)
         if content is None:
             return None
-        known = {item.name for item in fields(cls)}
-        return cls(**{name: value for name, value in content.items() if name in known})
+        types = {name: type(value) for name, value in vars(cls()).items()}
+        types |= {"kept": dict, "end": dict} | dict.fromkeys(_TEXTS_OF_STATE, str)
+        known = {name: value for name, value in content.items() if name in types and value is not None}
+        is_one = all(isinstance(value, types[name]) for name, value in known.items())
+        places = known.get("offsets", {}).values() if is_one else ()
+        return cls(**known) if is_one and all(map(_is_place, places)) else None
 
     def save(self, path: Path) -> None:
-        """Replace the state in *path*."""
+        """Replace the state in *path*.
+
+        Raises:
+            OSError: The disk refuses, or its folder is a link.
+        """
+        _check_no_link(path.parent)
         replace_file(path, asdict(self))
+
+
+def _is_place(value: Any) -> bool:
+    """Tell whether a value is a segment and an offset."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(part, int) for part in value)
 
 
 @dataclass(frozen=True)
@@ -276,15 +347,18 @@ class RunFolder:
     def writers(self) -> dict[str, list[int]]:
         """Return, per writer, the numbers of its segments, ascending."""
         found: dict[str, list[int]] = {}
+        if self.path.is_symlink():
+            return {}
         try:
-            names = os.listdir(self.path)
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    writer, _, rest = entry.name.partition(".")
+                    number, _, ending = rest.partition(".")
+                    is_segment = ending == "seg" and _is_number(number) and is_plain(writer)
+                    if is_segment and entry.is_file(follow_symlinks=False):
+                        found.setdefault(writer, []).append(int(number))
         except OSError:
             return {}
-        for name in names:
-            writer, _, rest = name.partition(".")
-            number, _, ending = rest.partition(".")
-            if ending == "seg" and number.isdigit():
-                found.setdefault(writer, []).append(int(number))
         return {writer: sorted(numbers) for writer, numbers in sorted(found.items())}
 
     def segment(self, writer: str, number: int) -> Path:
@@ -294,6 +368,10 @@ class RunFolder:
     def lock(self, writer: str) -> Path:
         """Return the path of a writer's lock file."""
         return self.path / f"{writer}.lock"
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 @dataclass(frozen=True)
@@ -322,6 +400,15 @@ class Post:
     def successor(self) -> Path:
         """Made by whoever starts a courier with newer credentials: the one that serves makes room."""
         return self.folder / f"{self.name}.successor"
+
+
+def _named(uid: str) -> str:
+    if not is_plain(uid):
+        raise UsageError(
+            f"{uid!r} is no name of a run; accepted are up to {_NAME_BYTES} bytes of printable characters, "
+            "without / and \\ and without a dot in front"
+        )
+    return uid
 
 
 @dataclass(frozen=True)
@@ -361,8 +448,12 @@ class Home:
             self.create()
 
     def run(self, uid: str) -> RunFolder:
-        """Return the folder of a run, whether or not it exists."""
-        return RunFolder(self.path / "runs" / uid)
+        """Return the folder of a run, whether or not it exists.
+
+        Raises:
+            UsageError: No run can be named so; see `is_plain`.
+        """
+        return RunFolder(self.path / "runs" / _named(uid))
 
     def runs(self) -> Iterator[RunFolder]:
         """Yield the folders of all runs that are not done."""
@@ -371,7 +462,7 @@ class Home:
         except OSError:
             return
         for name in names:
-            if not name.startswith("."):
+            if is_plain(name):
                 yield RunFolder(self.path / "runs" / name)
 
     def state(self, uid: str) -> RunState | None:
@@ -384,13 +475,13 @@ class Home:
 
     def done_file(self, uid: str) -> Path:
         """Return where a finished run's last state is kept."""
-        return self.path / "done" / f"{uid}.json"
+        return self.path / "done" / f"{_named(uid)}.json"
 
     def forget_done(self) -> None:
         """Delete the records of runs that were done more than `DONE_KEPT_DAYS` ago, and dead letters."""
         oldest_s = time.time() - DONE_KEPT_DAYS * 86_400
         for folder in (self.path / "done", self.path / "dead"):
-            for name in os.listdir(folder):
+            for name in [] if folder.is_symlink() else os.listdir(folder):
                 with contextlib.suppress(OSError):
                     if (folder / name).stat().st_mtime < oldest_s:
                         (folder / name).unlink()
@@ -399,6 +490,8 @@ class Home:
         """Return how much waits in the spools of all runs."""
         total = 0
         for run in self.runs():
+            if run.path.is_symlink() or run.spool.is_symlink():
+                continue
             for folder, _, names in os.walk(run.spool):
                 for name in names:
                     with contextlib.suppress(OSError):
@@ -407,7 +500,7 @@ class Home:
 
     def dead_file(self, uid: str) -> Path:
         """Return where a run's dead letters are kept."""
-        return self.path / "dead" / f"{uid}.jsonl"
+        return self.path / "dead" / f"{_named(uid)}.jsonl"
 
     def post(self, identity: str = "") -> Post:
         """Return the files of the courier that serves an identity, see `Destination.identity`."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mlpipeline.tracking import liveness, records
+from mlpipeline.tracking.home import opened
 from mlpipeline.tracking.records import Kind
+from mlpipeline.tracking.validity import checked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,8 +37,8 @@ class JournalReader:
         offset: Offset in that segment; 0 begins behind its preamble.
 
     Attributes:
-        header: The run's header, as soon as a frame of it was read.
-        damaged: Damaged places met so far.
+        header: The run's header, as soon as a frame of it was read that is one; see `checked`.
+        damaged: Damaged places met so far by `read` and `points`.
     """
 
     def __init__(self, folder: RunFolder, writer: str, segment: int = 0, offset: int = 0) -> None:
@@ -53,12 +55,17 @@ class JournalReader:
         """Tell whether the run's header is known, reading it where it is not; the position stays."""
         for number in self.folder.writers().get(self.writer, ()) if self.header is None else ():
             try:
-                with open(self.folder.segment(self.writer, number), "rb") as file:
+                with self._open(number) as file:
                     self._check_version(file.read(records.PREAMBLE.size), number)
                     found = records.scan(file.read(_HEADER_BYTES), 0, is_final=False).frames
-                    self._learn([frame for frame in found if frame.kind is Kind.RUN][:1])
+                    headers = [frame for frame in found if frame.kind is Kind.RUN]
             except OSError:
                 continue
+            while headers and self.header is None:
+                with contextlib.suppress(ValueError):  # counted when it is read
+                    self._learn_one(headers.pop(0))
+            if self.header is not None:
+                break
         return self.header is not None
 
     def is_alive(self) -> bool:
@@ -115,7 +122,7 @@ class JournalReader:
         latest: dict[str, records.Point] = {}
         key_sets = self._key_sets.copy()
         try:
-            with open(self.folder.segment(self.writer, numbers[-1]), "rb") as file:
+            with self._open(numbers[-1]) as file:
                 size = os.fstat(file.fileno()).st_size
                 file.seek(records.PREAMBLE.size)
                 tail = max(records.PREAMBLE.size, size - window_bytes)
@@ -125,10 +132,10 @@ class JournalReader:
         except OSError:
             return {}
         for frame in found:
-            if frame.kind is Kind.KEYS:
-                key_sets.learn(frame)
-            elif frame.kind in {Kind.METRICS, Kind.METRICS_STEPS}:
-                with contextlib.suppress(KeyError, struct.error):
+            with contextlib.suppress(KeyError, ValueError, TypeError, struct.error):
+                if frame.kind is Kind.KEYS:
+                    key_sets.learn(frame)
+                elif frame.kind in {Kind.METRICS, Kind.METRICS_STEPS}:
                     latest.update({point.key: point for point in key_sets.points(frame)})
         return latest
 
@@ -140,6 +147,9 @@ class JournalReader:
             self.damaged += 1
             return []
 
+    def _open(self, number: int) -> BinaryIO:
+        return open(opened(self.folder.segment(self.writer, number)), "rb")
+
     def _size(self, number: int | None = None) -> int:
         try:
             return self.folder.segment(self.writer, number or self.segment).stat().st_size
@@ -148,7 +158,7 @@ class JournalReader:
 
     def _read_segment(self, *, is_final: bool, limit_bytes: int) -> list[records.Frame]:
         try:
-            with open(self.folder.segment(self.writer, self.segment), "rb") as file:
+            with self._open(self.segment) as file:
                 size = os.fstat(file.fileno()).st_size
                 if self.offset == 0 and not self._pass_preamble(file.read(records.PREAMBLE.size), is_final):
                     return []
@@ -197,30 +207,40 @@ class JournalReader:
 
     def _is_of_ours(self, number: int) -> bool:
         """Tell whether a segment's header says a version that is known here: its preamble is damaged."""
-        with open(self.folder.segment(self.writer, number), "rb") as file:
+        with self._open(number) as file:
             file.seek(records.PREAMBLE.size)
             found = records.scan(file.read(_HEADER_BYTES), 0, is_final=False).frames
-        headers = [frame.json() for frame in found if frame.kind is Kind.RUN]
-        return any(int(header.get("format", 2**31)) <= records.FORMAT_VERSION for header in headers)
+        for frame in found:
+            if frame.kind is Kind.RUN:
+                with contextlib.suppress(ValueError, TypeError, OverflowError):
+                    if int(frame.json().get("format", 2**31)) <= records.FORMAT_VERSION:
+                        return True
+        return False
 
     def _prime(self, file: Any, is_final: bool) -> None:
-        # Starting in the middle of a segment: its header and key sets stand before the position.
+        # Starting in the middle of a segment: its header and key sets stand before the position. What is
+        # damaged there was counted by whoever read it first.
+        damaged = self.damaged
         self._is_primed = True
         file.seek(records.PREAMBLE.size)
         data = file.read(self.offset - records.PREAMBLE.size)
         self._learn(records.scan(data, records.PREAMBLE.size, is_final=is_final).frames)
+        self.damaged = damaged
 
     def _learn(self, frames: Iterable[records.Frame]) -> list[records.Frame]:
         frames = list(frames)
         for frame in frames:
             try:
-                if frame.kind is Kind.KEYS:
-                    self._key_sets.learn(frame)
-                elif frame.kind is Kind.RUN:
-                    self.header = frame.json()
+                self._learn_one(frame)
             except (ValueError, KeyError, TypeError):
                 self.damaged += 1
         return frames
+
+    def _learn_one(self, frame: records.Frame) -> None:
+        if frame.kind is Kind.KEYS:
+            self._key_sets.learn(frame)
+        elif frame.kind is Kind.RUN:
+            self.header = checked(Kind.RUN, frame.json())
 
 
 class JournalTooNewError(Exception):

@@ -93,8 +93,15 @@ class Frame:
     end: int
 
     def json(self) -> dict[str, Any]:
-        """Return the payload of a frame that is neither METRICS nor METRICS_STEPS."""
-        content = json.loads(self.payload)
+        """Return the payload of a frame that is neither METRICS nor METRICS_STEPS.
+
+        Raises:
+            ValueError: It is no JSON object, or one nested too deep.
+        """
+        try:
+            content = json.loads(self.payload)
+        except RecursionError as error:
+            raise ValueError(f"a {self.kind.name} frame is nested too deep") from error
         if not isinstance(content, dict):
             raise ValueError(f"a {self.kind.name} frame holds no object")  # noqa: TRY004 - damage, no bug
         return content

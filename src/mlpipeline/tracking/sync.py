@@ -64,9 +64,8 @@ def _by_identity(home: Home) -> dict[str, list[RunDelivery]]:
         delivery = RunDelivery(home, folder)
         try:
             is_readable = delivery.look()
-        except Unavailable as error:
-            delivery.set_problem(str(error))
-            continue
+        except Unavailable:
+            continue  # `account_of` tells; what wrote the journal may have a newer state, too
         if is_readable:
             found.setdefault(delivery.destination().identity, []).append(delivery)
     return found

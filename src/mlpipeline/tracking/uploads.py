@@ -15,14 +15,24 @@ versions are made by `creation`, which finds what is there already.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import stat
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from mlpipeline.tracking.sink import KEEPER_OF_TAG, KEEPER_TAG, KEPT_MS_TAG, MlflowSink, Refused
+from mlpipeline.tracking.sink import (
+    KEEPER_OF_TAG,
+    KEEPER_TAG,
+    KEPT_MS_TAG,
+    MlflowSink,
+    Refused,
+    Unavailable,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -87,7 +97,8 @@ class Uploads:
             if run.is_gone:
                 raise Refused("its run is gone")
             if item["kind"] == "ARTIFACT":
-                sink.upload(str(state.run_id), self._spooled(item["spool"]), item.get("artifact_path"))
+                folder = _among_artifacts(item.get("artifact_path"))
+                sink.upload(str(state.run_id), self._spooled(item["spool"]), folder)
             elif item["kind"] == "MODEL" and "keeper" in item:
                 if not self._take_model(sink, item):
                     return False  # the child uploads it
@@ -107,8 +118,9 @@ class Uploads:
             state.delivered += 1
         with run.keeping():
             state.uploads.remove(item)
-        if item.get("spool"):
-            remove(self._spooled(item["spool"]).parent)
+        with contextlib.suppress(Refused):
+            if item.get("spool") and not run.folder.spool.is_symlink():
+                remove(run.folder.spool / _spool_parts(item["spool"])[0])
         return True
 
     def holds_model(self) -> bool:
@@ -189,17 +201,55 @@ class Uploads:
             self._run.creation.version(sink, item)
 
     def _spooled(self, name: str) -> Path:
-        # A journal is data: what it names must lie inside the spool, wherever a link leads.
+        """Return where a file or folder waits, of which nothing leads out of the spool.
+
+        Raises:
+            Refused: It is gone, or is or holds a link, or what is neither a file nor a folder.
+            Unavailable: The disk does not tell.
+        """
         spool = self._run.folder.spool
-        path = (spool / name).resolve()
-        if not path.is_relative_to(spool.resolve()):
-            raise Refused(f"{name!r} lies outside of the spool")
+        folder, file = _spool_parts(name)
+        path = spool / folder / file
+        try:
+            for above in (spool, spool / folder):
+                if not stat.S_ISDIR(os.lstat(above).st_mode):
+                    raise Refused(f"{above} is no folder of the spool")
+            for found in (str(path), *_inside(path)):
+                if not stat.S_ISREG(mode := os.lstat(found).st_mode) and not stat.S_ISDIR(mode):
+                    raise Refused(f"{found} is a link or no file at all, and is not followed")
+        except FileNotFoundError as error:
+            raise Refused(f"{error.filename} is gone from the spool") from None
+        except OSError as error:
+            raise Unavailable(f"cannot read the spool: {error}") from error
         return path
 
 
+def _spool_parts(name: str) -> tuple[str, str]:
+    # A journal is data: what it names must lie inside the spool.
+    folder, _, file = name.partition("/")
+    if {folder, file} & {"", ".", ".."} or set(name) & {"\\", "\0"} or "/" in file or not _is_unicode(name):
+        raise Refused(f"{name!r} is no file or folder of the spool")
+    return folder, file
+
+
+def _among_artifacts(path: str | None) -> str | None:
+    if path is not None and (path[:1] == "/" or ".." in path.split("/") or set(path) & {"\\", "\0"}):
+        raise Refused(f"{path!r} is no folder among the run's artifacts")
+    return path
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _inside(path: Path) -> Iterator[str]:
+    for folder, folders, files in os.walk(path):
+        yield from (os.path.join(folder, name) for name in (*folders, *files))
+
+
 def remove(path: Path) -> None:
-    """Delete a file, or a folder with all that is in it."""
-    if path.is_dir():
+    """Delete a file, a link, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
