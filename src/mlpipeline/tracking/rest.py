@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow.protos.service_pb2 import LogBatch
 from mlflow.store.model_registry.rest_store import RestStore as RegistryStore
 from mlflow.store.tracking.rest_store import RestStore as TrackingStore
@@ -103,8 +104,16 @@ def _ask(
             f"the server answers {response.status_code} {response.reason}".strip(),
             retry_after_s=_retry_after_s(response.headers.get("Retry-After")),
             is_unclear=response.status_code != 429,  # which says that the call was not begun
+            status=response.status_code,
         )
-    parse_dict(json.loads(verify_rest_response(response, endpoint).text), answer)
+    try:
+        text = verify_rest_response(response, endpoint).text
+    except MlflowException as error:
+        if response.status_code != 200:
+            # For `sink.judged`: MLflow keeps it only where the body has one of its error codes.
+            error.status_seen = response.status_code  # type: ignore[attr-defined]
+        raise
+    parse_dict(json.loads(text), answer)
     return answer
 
 

@@ -79,6 +79,7 @@ class Unavailable(Exception):  # noqa: N818 - names a state of the world, not a 
         retry_after_s: What the server asked for, if it did.
         is_denied: The credentials are missing, wrong or not enough.
         is_unclear: The call may have taken effect although its answer did not arrive.
+        status: The HTTP status of the answer, if there was one.
     """
 
     def __init__(
@@ -88,11 +89,25 @@ class Unavailable(Exception):  # noqa: N818 - names a state of the world, not a 
         retry_after_s: float | None = None,
         is_denied: bool = False,
         is_unclear: bool = False,
+        status: int | None = None,
     ) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
         self.is_denied = is_denied
         self.is_unclear = is_unclear
+        self.status = status
+
+    @property
+    def is_general(self) -> bool:
+        """Whether it may be the destination's trouble, and every other call would meet it, too."""
+        if self.status is None:
+            return self.is_unclear
+        return self.is_denied or self.status in {408, 429} or self.status >= 500
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether a server answered that it failed, which may be this one call's doing."""
+        return self.status is not None and self.status >= 500
 
 
 class Refused(Exception):  # noqa: N818 - names a verdict of the server, not a bug
@@ -219,6 +234,9 @@ class MlflowSink:
             In a user's process it never is.
         timeout_s: How long a server may take for one answer.
         is_for_anybody: Show this process's credentials also for what was recorded without any.
+
+    Attributes:
+        answered: How many calls were taken; tells whether anything was asked in the meantime.
     """
 
     def __init__(
@@ -235,6 +253,7 @@ class MlflowSink:
         self._owns_process = owns_process
         self._client: MlflowClient | None = None
         self._rows: PointRows | None = None
+        self.answered = 0
 
     # --- runs ------------------------------------------------------------------------------------
 
@@ -685,11 +704,13 @@ class MlflowSink:
 
     def _do(self, call: Callable[[], _T]) -> _T:
         try:
-            return call()
+            result = call()
         except (Unavailable, Refused):
             raise
         except Exception as error:
             raise judged(error) from error
+        self.answered += 1
+        return result
 
 
 _GLOBAL_URI = threading.RLock()
@@ -715,21 +736,28 @@ def judged(error: Exception) -> Unavailable | Refused:
     code = str(getattr(error, "error_code", "") or "")
     status = _http_status(error)
     if status in {401, 403} or code in _DENIED:
-        return Unavailable(f"the credentials are not accepted ({status or code}): {reason}", is_denied=True)
+        text = f"the credentials are not accepted ({status or code}): {reason}"
+        return Unavailable(text, is_denied=True, status=status or 403)
     if status is not None:
-        if status in {400, 404, 409, 422} and code in _LASTING:
+        # 413: as large as this it will never pass; most often the word of a proxy, which knows no error codes.
+        if status == 413 or (status in {400, 404, 409, 422} and code in _LASTING):
             return Refused(reason, code)
-        return Unavailable(reason, is_unclear=status >= 500)
+        return Unavailable(reason, is_unclear=status >= 500, status=status)
     if code in _LASTING and _is_store_error(error):
         return Refused(reason, code)
     if isinstance(error, (TypeError, ValueError)) and not isinstance(error, (json.JSONDecodeError, OSError)):
         # MLflow's client could not even express the call. An answer cut in the middle is a
         # JSONDecodeError, and says nothing about the call.
         return Refused(f"{type(error).__name__}: {reason}")
-    return Unavailable(reason, is_unclear=True)
+    # These two are of a file of ours: the destination was not asked.
+    return Unavailable(reason, is_unclear=not isinstance(error, (FileNotFoundError, PermissionError)))
 
 
 def _http_status(error: Exception) -> int | None:
+    if (seen := getattr(error, "status_seen", None)) is not None:
+        return int(seen)
+    if type(error).__name__ == "HTTPError":  # of requests, which MLflow uploads files with
+        return getattr(getattr(error, "response", None), "status_code", None)
     get_status = getattr(error, "get_http_status_code", None)
     if get_status is None or type(error).__name__ != "RestException":
         return None
