@@ -104,7 +104,7 @@ class RunDelivery:
         state: What is known of the run; saved whenever it changes.
         creation: Makes what MLflow gives an id to.
         is_gone: The run cannot be written any more; what comes goes to the dead letters.
-        upload_failures: How often in a row the oldest upload failed.
+        upload_failures: How often in a row an upload failed.
         is_finished: Everything was delivered and nobody is left who could add to it, as `deliver` saw.
     """
 
@@ -156,7 +156,7 @@ class RunDelivery:
 
     def has_news(self) -> bool:
         """Tell whether `deliver` has anything to do."""
-        is_ending = self._pending_end() is not None and not self._uploads.holds_model()
+        is_ending = self._pending_end() is not None and not self._uploads.holds_models()
         if self._parcel is not None or is_ending or self.creation.has_doubt():
             return True
         return any(reader.has_more() for reader in self._readers.values())
@@ -164,7 +164,7 @@ class RunDelivery:
     @property
     def is_idle(self) -> bool:
         """Whether everything that can be was delivered, as `deliver` saw; a live writer may add to it."""
-        return self._is_read and (not self.state.uploads or self._uploads.holds_model())
+        return self._is_read and (not self.state.uploads or self._uploads.holds_models())
 
     def is_live(self) -> bool:
         """Tell whether a process that writes to this run lives; any thread may ask."""
@@ -529,8 +529,8 @@ class RunDelivery:
         return self.state.end or self._pending_end()
 
     def upload(self, sink: MlflowSink) -> bool:
-        """Send the oldest artifact, model, version or evaluation that waits; see `Uploads.send_oldest`."""
-        return self._uploads.send_oldest(sink)
+        """Send an artifact, model, version or evaluation that waits; see `Uploads.send_next`."""
+        return self._uploads.send_next(sink)
 
     # --- bookkeeping -----------------------------------------------------------------------------
 

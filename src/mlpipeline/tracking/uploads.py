@@ -2,15 +2,17 @@
 
 ::
 
-    state.uploads ─ oldest ─► artifact ─────────────► the run's artifact store
+    state.uploads ─ next ───► artifact ─────────────► the run's artifact store
                             ├ model ─ its verdict ──► LoggedModel, or dropped
                             ├ a child's model ──────► linked to this run, once the child's own is there
                             ├ version ──────────────► the registry
                             └ evaluation ───────────► metrics of a model, of any run, once that is there
 
 The model of a trial waits for the verdict of the run that decides about it: whether the trial was the best
-when it ended. What is sent may be tried again: an upload of the same file changes nothing, and models and
-versions are made by `creation`, which finds what is there already.
+when it ended. One that fails or waits lets the others go first, but for those that must come after it: a
+version after its model, a file after an older one at the same place. What is sent may be tried again: an
+upload of the same file changes nothing, and models and versions are made by `creation`, which finds what is
+there already.
 """
 
 from __future__ import annotations
@@ -79,20 +81,27 @@ class Uploads:
     def __init__(self, home: Home, run: Uploading) -> None:
         self._home = home
         self._run = run
+        self._failures: dict[int, int] = {}  # by id(): they live in the state until they are sent
 
-    def send_oldest(self, sink: MlflowSink) -> bool:
-        """Send the oldest artifact, model, version or evaluation that waits.
+    def send_next(self, sink: MlflowSink) -> bool:
+        """Send an artifact, model, version or evaluation that waits: of those that failed least, the oldest.
 
         Returns:
             Whether there was one.
 
         Raises:
-            Unavailable: The destination cannot take it now.
+            Unavailable: The destination cannot take it now; the others are tried before it is again.
         """
-        run, state = self._run, self._run.state
-        item = next(iter(state.uploads), None)
-        if item is None or state.run_id is None:
+        if self._run.state.run_id is None:
             return False
+        order = self._sendable()
+        if self._failures:
+            order = iter(sorted(order, key=lambda item: self._failures.get(id(item), 0)))
+        return any(self._send(sink, item) for item in order)
+
+    def _send(self, sink: MlflowSink, item: dict[str, Any]) -> bool:
+        """Send one, or bury it; False where it waits for another run."""
+        run, state = self._run, self._run.state
         try:
             if run.is_gone:
                 raise Refused("its run is gone")
@@ -112,23 +121,49 @@ class Uploads:
                 sink.log_evaluation(str(state.run_id), model_id, item)
             else:
                 self._register(sink, item)
+        except Unavailable:
+            self._failures[id(item)] = self._failures.get(id(item), 0) + 1
+            raise
         except Refused as refused:
             run.bury(item["kind"].lower(), item, str(refused))
         else:
             state.delivered += 1
         with run.keeping():
             state.uploads.remove(item)
+        self._failures.pop(id(item), None)
         with contextlib.suppress(Refused):
             if item.get("spool") and not run.folder.spool.is_symlink():
                 remove(run.folder.spool / _spool_parts(item["spool"])[0])
         return True
 
-    def holds_model(self) -> bool:
-        """Tell whether the oldest is a model that waits for its verdict."""
-        item = next(iter(self._run.state.uploads), None)
-        return (
-            item is not None and item["kind"] == "MODEL" and "keeper" not in item and self._verdict() is None
-        )
+    def _sendable(self) -> Iterator[dict[str, Any]]:
+        """Yield what need not follow an older one, oldest first."""
+        places, models, names, has_kept = _Places(), set(), set(), False
+        for item in list(self._run.state.uploads):
+            kind = item["kind"]
+            if kind == "ARTIFACT":
+                is_free = places.take(item)  # of two at one place the newer stands
+            elif kind == "MODEL":
+                is_free = "keeper" not in item or not has_kept
+                has_kept |= "keeper" in item
+                models.add(item.get("uid"))
+            elif kind == "VERSION":
+                # The newest version has the aliases.
+                is_free = item.get("model_uid") not in models and item.get("name") not in names
+                names.add(item.get("name"))
+            else:
+                is_free = not models or item.get("of") != self._run.folder.uid
+            if is_free:
+                yield item
+
+    def holds_models(self) -> bool:
+        """Tell whether nothing is left to send but models that wait for their verdict, and what follows them."""
+        has_model = False
+        for item in self._sendable():
+            if item["kind"] != "MODEL" or "keeper" in item:
+                return False
+            has_model = True
+        return has_model and self._verdict() is None
 
     def _verdict(self) -> _Verdict | None:
         """Tell whether this run's models stay; None as long as the run that decides goes on."""
@@ -157,7 +192,7 @@ class Uploads:
         owner = self._home.state(item["of"])
         known = owner.models.get(item["uid"], {}) if owner is not None else {}
         if not known.get("is_ready"):
-            if owner is None or owner.uploads or not owner.is_ended:
+            if owner is None or _holds_model(owner) or not owner.is_ended:
                 return False
             raise Refused("its model could not be logged")
         sink.take_model(known["model_id"], str(state.run_id))
@@ -172,7 +207,7 @@ class Uploads:
             state.models.setdefault(item["uid"], {"name": item["name"]})["is_dropped"] = True
             return
         model_id = run.creation.model(sink, {**item, "tags": {**item.get("tags", {}), **verdict.tags}})
-        folder = self._spooled(item["spool"]) if item.get("spool") else None
+        folder = self._kept(item["spool"]) if item.get("spool") else None
         sink.fill_model(model_id, str(state.run_id), folder, int(item.get("step", 0)))
         with run.keeping():
             state.models[item["uid"]]["is_ready"] = True
@@ -192,7 +227,8 @@ class Uploads:
         ready = [model["model_id"] for model in owner.models.values() if model.get("is_ready")]
         if ready:
             return str(ready[-1])
-        if owner.uploads or not owner.is_ended:
+        is_over = owner.is_ended if owner is not run.state else run.coming_end() is not None
+        if _holds_model(owner) or not is_over:
             return None
         raise Refused(f"the run {uid}, whose model it is about, has logged none")
 
@@ -222,6 +258,29 @@ class Uploads:
         except OSError as error:
             raise Unavailable(f"cannot read the spool: {error}") from error
         return path
+
+
+class _Places:
+    """Where older files and folders go among a run's artifacts."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._above: set[str] = set()
+
+    def take(self, item: Mapping[str, Any]) -> bool:
+        """Tell whether no older one lies at the place of this one, in it or around it, and note it."""
+        folder, name = item.get("artifact_path") or "", str(item.get("file", ""))
+        # A folder goes with its own name at the end of the path.
+        place = folder if folder.rpartition("/")[2] == name else f"{folder}/{name}".lstrip("/")
+        above = [place[:end] for end, letter in enumerate(place) if letter == "/"]
+        is_free = place not in self._above and self._taken.isdisjoint((place, *above))
+        self._taken.add(place)
+        self._above.update(above)
+        return is_free
+
+
+def _holds_model(state: RunState) -> bool:
+    return any(item["kind"] == "MODEL" for item in state.uploads)
 
 
 def _spool_parts(name: str) -> tuple[str, str]:
