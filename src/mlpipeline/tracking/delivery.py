@@ -53,9 +53,15 @@ logger = logging.getLogger("mlpipeline")
 
 READ_BYTES = 256 * 2**10
 _FAR_BYTES = 64 * 2**10
+_POISONOUS_FAILURES = 3
+"""So often a server fails with the same records, and is well otherwise, before they are suspected."""
+
 _UPLOADS_AWAITED = 5
 """So many failures in a row of an upload, and the run ends without it: a finished training must not
 look RUNNING because an artifact store is down. The upload goes on being tried."""
+
+_CHECKED_TAG = "mlpipeline.checked_ms"
+"""When a server that failed with some records of a run was asked to take others."""
 
 _PARENT_AWAITED_S = 60.0
 """How long a child waits for its parent's run; then it is made with the tag mlpipeline.parent_uid."""
@@ -86,6 +92,7 @@ class _Parcel:
     last_ms: int = 0
     count: int = 0
     refused: int = 0
+    failures: int = 0
 
 
 class NotYet(Exception):  # noqa: N818 - nothing went wrong
@@ -122,6 +129,7 @@ class RunDelivery:
         self._is_away = False
         self._is_read = False
         self._seen_s = time.monotonic()
+        self._stored: Point | None = None
         self.is_gone = False
         self.upload_failures = 0
         self.is_finished = False
@@ -183,9 +191,15 @@ class RunDelivery:
         for reader in self._readers.values():
             if reader.behind_bytes() > _FAR_BYTES:
                 latest = reader.latest_points()
-                with contextlib.suppress(Refused):
+                try:
                     for piece in chunks(latest.values(), METRICS_PER_REQUEST):
                         sink.log_points(str(self.state.run_id), piece)
+                except Refused:
+                    return
+                except Unavailable as error:
+                    if not error.is_failure:
+                        raise
+                    return  # one that a server fails with is found when its turn comes
 
     def deliver(self, sink: MlflowSink, limit_bytes: int = READ_BYTES) -> int:
         """Look for journals and send the next parcel.
@@ -354,7 +368,7 @@ class RunDelivery:
 
     def _send_params(self, sink: MlflowSink, run_id: str, parcel: _Parcel) -> None:
         for piece in chunks(list(parcel.params.items()), PARAMS_PER_REQUEST):
-            refused = self._send_or_split(piece, lambda items: sink.log_params(run_id, dict(items)))
+            refused = self._send_or_split(sink, piece, lambda items: sink.log_params(run_id, dict(items)))
             for key, value in piece:
                 if key in refused and "chang" in refused[key].lower():
                     parcel.drift[key] = value
@@ -369,7 +383,7 @@ class RunDelivery:
     def _send_tags(self, sink: MlflowSink, run_id: str, parcel: _Parcel) -> None:
         for piece in chunks(list(parcel.tags.items()), TAGS_PER_REQUEST):
             refused = self._send_or_split(
-                piece, lambda items: sink.set_tags(run_id, {key: value for key, (_, value) in items})
+                sink, piece, lambda items: sink.set_tags(run_id, {key: value for key, (_, value) in items})
             )
             for key, (at_ms, value) in piece:
                 if key in refused:
@@ -382,12 +396,14 @@ class RunDelivery:
         while parcel.points:
             piece = list(enumerate(parcel.points[:METRICS_PER_REQUEST]))
             refused = self._send_or_split(
-                piece, lambda items: sink.log_points(run_id, [point for _, point in items])
+                sink, piece, lambda items: sink.log_points(run_id, [point for _, point in items])
             )
             for index, point in piece:
                 if index in refused:
                     self.bury("metric", _content(point), refused[index])
-                elif point.step > last_steps.get(point.key, -1):
+                    continue
+                self._stored = point
+                if point.step > last_steps.get(point.key, -1):
                     last_steps[point.key] = point.step
             del parcel.points[: len(piece)]
 
@@ -413,21 +429,86 @@ class RunDelivery:
                 parcel.points = new
 
     def _send_or_split(
-        self, items: Sequence[tuple[_T, Any]], send: Callable[[Sequence[tuple[_T, Any]]], None]
+        self,
+        sink: MlflowSink,
+        items: Sequence[tuple[_T, Any]],
+        send: Callable[[Sequence[tuple[_T, Any]]], None],
     ) -> dict[_T, str]:
-        """Send *items*; where MLflow refuses them, find out which.
+        """Send *items*; where MLflow refuses them, or the server fails with them every time, find out which.
 
         Returns:
             The reason per key of a refused item.
         """
+        parcel = self._parcel or _Parcel()
+        try:
+            refused = self._sent(items, send)
+        except Unavailable as error:
+            parcel.failures += error.is_failure
+            if not error.is_failure or parcel.failures < _POISONOUS_FAILURES:
+                raise
+            refused = self._bisected(sink, items, send, error)
+        parcel.failures = 0
+        return refused
+
+    def _sent(
+        self, items: Sequence[tuple[_T, Any]], send: Callable[[Sequence[tuple[_T, Any]]], None]
+    ) -> dict[_T, str]:
         try:
             send(items)
         except Refused as refused:
             if len(items) == 1:
                 return {items[0][0]: str(refused)}
             half = len(items) // 2
-            return {**self._send_or_split(items[:half], send), **self._send_or_split(items[half:], send)}
+            return {**self._sent(items[:half], send), **self._sent(items[half:], send)}
         return {}
+
+    def _bisected(
+        self,
+        sink: MlflowSink,
+        items: Sequence[tuple[_T, Any]],
+        send: Callable[[Sequence[tuple[_T, Any]]], None],
+        error: Unavailable,
+    ) -> dict[_T, str]:
+        """Send by halves what a server fails with, as long as it takes other records of this run.
+
+        Raises:
+            Unavailable: It takes nothing else either: that is no poison, and nothing is a dead letter.
+        """
+        refused: dict[_T, str] = {}
+        has_passed, tries = len(items) == 1, 0
+        self._ask_for_another(sink)
+        waiting = _halves(items)
+        while waiting:
+            piece = waiting.pop()
+            try:
+                found = self._sent(piece, send)
+                has_passed |= len(found) < len(piece)
+            except Unavailable as again:
+                if not again.is_failure:
+                    raise
+                self._ask_for_another(sink)
+                error, tries = again, tries + 1 if len(piece) == 1 else 0
+                if tries < _POISONOUS_FAILURES:
+                    waiting += _halves(piece)
+                    continue
+                found = {piece[0][0]: f"the server fails with it every time: {again}"}
+            tries = 0
+            refused |= found
+            if not has_passed and (len(refused) >= _POISONOUS_FAILURES or not waiting):
+                raise error
+        return refused
+
+    def _ask_for_another(self, sink: MlflowSink) -> None:
+        """Write something else to the run: a point that it has, or a tag that changes.
+
+        Raises:
+            Unavailable: That fails, too.
+        """
+        run_id = str(self.state.run_id)
+        if self._stored is not None:
+            sink.log_points(run_id, [self._stored])
+        else:
+            sink.set_tags(run_id, {_CHECKED_TAG: str(time.time_ns() // 1_000_000)})
 
     # --- the run ---------------------------------------------------------------------------------
 
@@ -660,6 +741,11 @@ class RunDelivery:
             self.state.refused += 1
             if self._parcel is not None and kind not in ("artifact", "model", "version", "evaluation"):
                 self._parcel.refused += 1
+
+
+def _halves(items: Sequence[_T]) -> list[Sequence[_T]]:
+    half = len(items) // 2
+    return [items[half:], items[:half]] if half else [items]
 
 
 def _content(point: Point) -> dict[str, Any]:
