@@ -207,7 +207,7 @@ class Uploads:
             state.models.setdefault(item["uid"], {"name": item["name"]})["is_dropped"] = True
             return
         model_id = run.creation.model(sink, {**item, "tags": {**item.get("tags", {}), **verdict.tags}})
-        folder = self._kept(item["spool"]) if item.get("spool") else None
+        folder = self._spooled(item["spool"]) if item.get("spool") else None
         sink.fill_model(model_id, str(state.run_id), folder, int(item.get("step", 0)))
         with run.keeping():
             state.models[item["uid"]]["is_ready"] = True
