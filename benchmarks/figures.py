@@ -31,7 +31,9 @@ class Figures:
             measure: What was measured, with its unit: "ratio to none".
             values: One per round or pair.
         """
-        low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else list(values) * 3
+        low, middle, high = (
+            statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else list(values) * 3
+        )
         row = {"way": way, "measure": measure, "median": middle, "quartiles": [low, high], "n": len(values)}
         self.rows.append(row)
 
