@@ -11,7 +11,7 @@ import pytest
 
 from mlpipeline import ModelRegistry
 from mlpipeline.core.config import MLflowConfig
-from mlpipeline.tracking import courier, dispatch, histories, home, queries, tracker as trackers
+from mlpipeline.tracking import courier, dispatch, histories, home, queries, tracker as trackers, worker
 from mlpipeline.tracking.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -112,7 +112,7 @@ def test_the_times_of_the_delivery_page_are_those_of_the_code():
     assert f"{dispatch.PATIENCE_S:g} seconds after progress stops" in text
     assert f"its record in `done/` {home.DONE_KEPT_DAYS} days later" in text
     assert "a twentieth of one core" in text
-    assert 1 / 20 == courier.CPU_SHARE
+    assert 1 / 20 == worker.CPU_SHARE
 
 
 def test_every_page_is_in_the_index_and_in_the_readme():

@@ -15,15 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mlpipeline.tracking.courier import (
-    BACKOFF_LONGEST_S,
-    DENIED_RETRY_S,
-    Backoff,
-    Courier,
-    Worker,
-)
+from mlpipeline.tracking.courier import Courier
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.sink import Destination, Unavailable
+from mlpipeline.tracking.worker import BACKOFF_LONGEST_S, DENIED_RETRY_S, Backoff, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
