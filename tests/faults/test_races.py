@@ -14,9 +14,11 @@ import time
 import pytest
 from mlflow import MlflowClient
 
+from mlpipeline import MLflowConfig
 from mlpipeline.tracking import courier, liveness
 from mlpipeline.tracking.courier import Courier
 from mlpipeline.tracking.home import Home
+from mlpipeline.tracking.opening import open_run
 
 pytestmark = pytest.mark.process
 
@@ -194,3 +196,17 @@ def test_a_writer_that_comes_while_the_courier_leaves_is_served(gap, races, stor
     runs = client.search_runs(["1"], max_results=1000)
     assert {"FINISHED"} == {run.info.status for run in runs}
     assert races == len(runs)
+
+
+def test_a_writer_that_comes_back_to_an_undeliverable_run_keeps_the_courier(home):
+    """Its run is not new; but whoever has just seen the courier's lock held will not start another one."""
+    run = open_run(MLflowConfig(tracking_uri="http://127.0.0.1:9", delivery="offline"))
+    run.end()
+    leaving = Courier(Home(home))
+    leaving._look()
+    leaving._workers.clear()
+    assert not leaving._has_company()
+    run.resume()
+    assert leaving._has_company()
+    run.end()
+    leaving.stop()

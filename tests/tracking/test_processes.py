@@ -129,7 +129,7 @@ def test_a_child_process_ends_its_own_run_and_not_its_parents(
     script = tmp_path / "train.py"
     script.write_text(
         textwrap.dedent(f"""
-        import multiprocessing, sys
+        import multiprocessing, os, sys
         from mlpipeline import MLflowConfig
         from mlpipeline.tracking.opening import open_run
         CONFIG = MLflowConfig(experiment_name="ends")
@@ -143,6 +143,11 @@ def test_a_child_process_ends_its_own_run_and_not_its_parents(
         def guest(run):
             run.log_metrics({{"from_child": 2.0}}, step=0)
 
+        def returning(run):
+            run.resume()
+            run.log_metrics({{"from_child": 3.0}}, step=1)
+            os._exit(0)
+
         if __name__ == "__main__":
             context = multiprocessing.get_context({method!r})
             parent = open_run(CONFIG.replace(run_name="parent"))
@@ -152,6 +157,10 @@ def test_a_child_process_ends_its_own_run_and_not_its_parents(
                 child.start()
                 child.join()
             parent.log_metrics({{"loss": 0.25}}, step=1)
+            parent.end()
+            child = context.Process(target=returning, args=(parent,))
+            child.start()
+            child.join()
         """)
     )
     environ = {**os.environ, "MLFLOW_TRACKING_URI": store_uri, "MLPIPELINE_DELIVERY": "offline"}

@@ -150,12 +150,19 @@ class Courier:
                 # A writer that probed the lock a moment ago believed itself served: look again
                 # after the lock is free, and take it back if somebody came.
                 liveness.release(self._post.lock)
-                if self._stop.is_set() or until_idle or not self._find_new():
+                if self._stop.is_set() or until_idle or not self._has_company():
                     return True
                 if not liveness.acquire(self._post.lock):
                     return True
         finally:
             self._leave()
+
+    def _has_company(self) -> bool:
+        """Tell whether somebody came just now: with a new run, or back to one that could not be delivered."""
+        known = [delivery.folder for delivery, _ in self._deliveries.values()]
+        return bool(self._find_new()) or any(
+            liveness.is_held(folder.lock(writer)) for folder in known for writer in folder.writers()
+        )
 
     def _take_post(self) -> bool:
         """Take the lock, which one who was asked to make room gives back soon."""

@@ -699,6 +699,8 @@ class Run:
                 return
             self._status = None
             self._is_told = False
+            if not self.owns_run:
+                self._header["role"] = "attached"  # a forked child adds to it, and never ends it
             attempt = max(int(self._header.get("attempt", 0)) + 1, time.time_ns() // 1_000_000)
             if isinstance(self._journal, ChildJournal) and self._home is not None:
                 # It went into its parent's journal; from here on it is a run like any other.
