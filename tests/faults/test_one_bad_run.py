@@ -98,7 +98,7 @@ def test_files_that_cannot_be_sent_hold_up_nothing(proxy, home, mlflow_client, r
     assert ["second.txt"] == found["failing"][1]
     assert "500" in told(bad["failing"])[0]
     assert [] == told(bad["failing"])[1]
-    for name, reason in (("large", "413"), ("gone", "not in the spool")):
+    for name, reason in (("large", "413"), ("gone", "gone from the spool")):
         (letter,) = told(bad[name])[1]
         assert "artifact" == letter["kind"]
         assert reason in letter["reason"]

@@ -343,9 +343,10 @@ def test_penguins_with_missing_values_are_registered_and_reload(offline, runs, s
     assert (model.predict(frame) == wrapper.predict(frame)).all()
 
 
-def test_whoever_reads_the_version_can_load_it_by_its_alias(config, store_uri):
+def test_whoever_reads_the_version_can_load_it_by_its_alias(store_uri):
     """Nothing else waits: without it a script that goes on at once finds no such model."""
-    registered = config.replace(register_model=True, model_name="stump", model_alias="best")
+    config = {"tracking_uri": store_uri}
+    registered = {**config, "register_model": True, "model_name": "stump", "model_alias": "best"}
     wrapper = MLflowEstimator(DummyClassifier(), registered).fit(CANCER, BENIGN)
     assert 1 == wrapper.model_version_
     mlflow.set_tracking_uri(store_uri)

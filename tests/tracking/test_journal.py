@@ -268,7 +268,7 @@ def test_a_disk_that_cannot_even_cut_a_torn_frame_costs_that_frame_only(
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    writer = JournalWriter(Home(tmp_path / "h"), "run", {"role": "opener"})
+    writer = JournalWriter(Home(tmp_path / "h"), "run", HEADER)
     writer.append_metrics(("a",), [0.0], 0, 1)
     size = writer.folder.segment(writer.name, 1).stat().st_size
     before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -145,7 +145,7 @@ def test_a_child_process_ends_its_own_run_and_not_its_parents(
 
         def returning(run):
             run.resume()
-            run.log_metrics({{"from_child": 3.0}}, step=1)
+            run.log_metrics({{"returned": 3.0}}, step=1)
             os._exit(0)
 
         if __name__ == "__main__":

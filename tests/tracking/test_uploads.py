@@ -167,7 +167,7 @@ def test_a_file_that_is_not_in_the_spool_any_more_is_a_dead_letter(sending: Send
     assert ["b"] == sending.send()
     ((kind, reason),) = sending.buried
     assert "artifact" == kind
-    assert "not in the spool any more" in reason
+    assert "is gone from the spool" in reason
 
 
 def test_thousands_of_files_are_sent_in_order_in_no_time(sending: Sending) -> None:

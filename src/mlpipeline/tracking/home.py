@@ -114,7 +114,7 @@ def make_folder(path: Path) -> None:
         os.mkdir(path, mode=0o700)
     except FileExistsError:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise
+            raise OSError(errno.ENOTDIR, "no folder, and not followed if it is a link", str(path)) from None
     else:
         os.chmod(path, 0o700)
 

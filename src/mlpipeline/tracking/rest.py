@@ -84,11 +84,12 @@ def _ask(
         # MLflow's default server holds back the end of an answer on a kept connection until the start of
         # it is acknowledged (Nagle's algorithm), which this side delays by 40 ms. A new one costs 1.
         headers["Connection"] = "close"
-    if method == "GET":
-        content: dict[str, Any] = {"params": json.loads(json_body) if json_body is not None else None}
-    else:
+    content: dict[str, Any] = {}
+    if json_body is not None and method == "GET":
+        content = {"params": json.loads(json_body)}
+    elif json_body is not None:
         headers["Content-Type"] = "application/json"
-        content = {"data": json_body.encode() if json_body is not None else None}
+        content = {"data": json_body.encode()}
     response = http_request(
         creds,
         endpoint,
