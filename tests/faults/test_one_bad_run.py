@@ -15,7 +15,7 @@ from mlpipeline.testing import faults
 from mlpipeline.testing.faults import FaultyProxy
 from mlpipeline.tracking.opening import open_run
 
-GOOD = 20
+GOOD = 8
 
 pytestmark = [pytest.mark.process, pytest.mark.server]
 
