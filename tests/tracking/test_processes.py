@@ -507,6 +507,15 @@ def test_a_server_that_never_answers_holds_no_exit_and_sync_has_the_courier_try_
         assert (0, "2 records delivered, 0 pending, 0 refused\n") == (done.returncode, done.stdout)
 
 
+def test_the_courier_is_a_guest_again_when_nobody_waits_any_more(store_uri: str, home: Path) -> None:
+    """Whoever waits has it hurry; a training that goes on afterwards is not to pay for that."""
+    run = open_run(MLflowConfig(tracking_uri=store_uri, experiment_name="calm", delivery="thread"))
+    run.log_metrics({"loss": 0.5}, step=0)
+    assert 0 == run.wait().pending
+    assert not Home(home).hurry_file.exists()
+    run.end()
+
+
 @pytest.mark.server
 def test_a_server_that_fails_now_and_then_holds_the_exit_for_two_seconds(
     server, home: Path, clean_courier: None

@@ -235,9 +235,7 @@ class Courier:
         self._others = {uid: other for uid, other in self._others.items() if other.folder.path.exists()}
         self._has_live_writer = is_live or any(other.is_live() for other in self._others.values())
         self._is_hurried = _is_fresh(self.home.hurry_file, _HURRY_S)
-        if not self._is_hurried:
-            self._retried_s = -1e9
-        elif time.monotonic() - self._retried_s > _HURRY_S:
+        if self._is_hurried and time.monotonic() - self._retried_s > _HURRY_S:
             # Again and again, as long as somebody waits, but not whenever one more does.
             self._retried_s = time.monotonic()
             for worker in self._workers.values():

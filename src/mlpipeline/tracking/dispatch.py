@@ -228,6 +228,21 @@ class Dispatch:
             return True
         if self._mode == "offline":
             return False
+        try:
+            return self._wait(is_met, destination, insist_s, patience_s, has_asked=has_asked, is_exit=is_exit)
+        finally:
+            self._calm()
+
+    def _wait(
+        self,
+        is_met: Callable[[], bool],
+        destination: str | None,
+        insist_s: float | None,
+        patience_s: float,
+        *,
+        has_asked: bool,
+        is_exit: bool,
+    ) -> bool:
         started_s = moved_s = time.monotonic()
         started_ms, failed_s = time.time_ns() // 1_000_000, None
         hurried_s, last = -1e9, None
@@ -287,6 +302,11 @@ class Dispatch:
             self.home.hurry_file.touch(mode=0o600)
         except OSError:
             logger.debug("cannot ask the courier to hurry", exc_info=True)
+
+    def _calm(self) -> None:
+        """Let the courier be a guest again; whoever else waits asks anew within a second."""
+        with contextlib.suppress(OSError):
+            self.home.hurry_file.unlink()
 
 
 def _import_path() -> list[str]:
