@@ -103,7 +103,8 @@ def test_files_that_cannot_be_sent_hold_up_nothing(proxy, home, mlflow_client, r
         assert "artifact" == letter["kind"]
         assert reason in letter["reason"]
     proxy.fault = faults.passed
-    assert 3 == mlpipeline("sync")[0]
+    code, said = mlpipeline("sync")
+    assert 3 == code, said
     found = stored(mlflow_client(proxy.uri), config.experiment_name)
     assert ("FINISHED", ["failing-first.txt", "second.txt"]) == found["failing"]
     title = f"One file too large (413), one deleted from the spool, one answered with 500, beside {GOOD} good runs"
@@ -157,7 +158,8 @@ def test_one_record_that_a_server_fails_with_is_found_and_listed(proxy, home, ml
         (faults.answered(500) if is_bad else faults.passed)(exchange)
 
     proxy.fault = fault
-    assert 3 == mlpipeline("sync")[0]
+    code, said = mlpipeline("sync")
+    assert 3 == code, said
     client = mlflow_client(proxy.uri)
     where = client.get_experiment_by_name("bad-record")
     (found,) = client.search_runs([where.experiment_id])
