@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=50)
     parser.add_argument("--calls", type=int, default=10_000, help="in a block")
     parser.add_argument("--most", type=int, default=1_000_000, help="metrics in one run")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=lambda path: Path(path).resolve(), help="also write the figures here")
     options = parser.parse_args()
     folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLPIPELINE_HOME": f"{folder.name}/home"}

@@ -40,7 +40,7 @@ ROUNDS = 3
 def main() -> None:
     """Print a row per model and way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=lambda path: Path(path).resolve(), help="also write the figures here")
     options = parser.parse_args()
     figures = Figures()
     warnings.filterwarnings("ignore")
