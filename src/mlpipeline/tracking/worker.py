@@ -233,6 +233,7 @@ class Worker:
         self._gives_way: _Kind | None = None
         self._allowance = Allowance()
         self._sinks: list[MlflowSink] = []
+        self._has_runs = threading.Event()  # nothing to do costs nothing
         self._threads = [
             threading.Thread(target=self._serve, args=(kind,), daemon=True, name=f"mlpipeline-{kind}")
             for kind in _KINDS
@@ -240,6 +241,7 @@ class Worker:
 
     def join(self) -> None:
         """Wait until both threads have seen that the courier stops."""
+        self._has_runs.set()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
@@ -248,6 +250,7 @@ class Worker:
         """Take on a run; the first one sets the worker to work."""
         is_first = not self._runs
         self._runs = {**self._runs, delivery.folder.uid: _Standing(delivery, self._clock)}
+        self._has_runs.set()
         if is_first:
             for thread in self._threads:
                 if thread.ident is None:
@@ -256,6 +259,8 @@ class Worker:
     def remove(self, uid: str) -> None:
         """Let go of a run that is done."""
         self._runs = {key: run for key, run in self._runs.items() if key != uid}
+        if not self._runs:
+            self._has_runs.clear()
 
     def retry_now(self) -> None:
         """Forget about waiting: somebody asks for delivery."""
@@ -297,6 +302,7 @@ class Worker:
         )
         self._sinks.append(sink)
         while not self._courier.is_stopping():
+            self._has_runs.wait()
             if self.round(kind, sink):
                 wait_s = 0.0
             else:
