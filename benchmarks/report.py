@@ -225,7 +225,8 @@ def table(found: dict[tuple[str, str, str], dict[str, object]]) -> str:
             shown, verdict = "not measured", ""
         else:
             low, high = row["quartiles"]
-            shown = f"{_short(row['median'])} [{_short(low)}, {_short(high)}] {claim.unit}, {row['n']}"
+            middle, low, high = (_short(value, claim.unit) for value in (row["median"], low, high))
+            shown = f"{middle} [{low}, {high}] {claim.unit}, {row['n']}"
             is_met = row["median"] <= claim.bound if claim.is_most else row["median"] >= claim.bound
             verdict = "met" if is_met else "**not met**"
 
@@ -244,8 +245,10 @@ def table(found: dict[tuple[str, str, str], dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def _short(value: object) -> str:
+def _short(value: object, unit: str = "") -> str:
     number = float(str(value))
+    if unit == "x":
+        return f"{number:.3f}"
     return (
         f"{number:.0f}" if abs(number) >= 100 else f"{number:.1f}" if abs(number) >= 10 else f"{number:.3g}"
     )

@@ -109,6 +109,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         self._stopping: tuple[str | None, str | None] = (None, None)
         # XGBoost's own history, how long it was when we last saw it, and the last rounds of ours.
         self._history: Mapping[str, Mapping[str, list[Any]]] = {}
+        self._plain: dict[str, list[float]] = {}  # by their names, the lists that grow by one value per round
         self._values = 0
         self._seen = self._recorded = -1
 
@@ -197,6 +198,22 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
             self._run.step = self._first + epoch
             self._record(metrics, self._first + epoch)
         self._recorded = epoch
+
+    def _latest(self, epoch: int) -> dict[str, float]:
+        """Return a round's values, however they lie in the history; where each has a list of its own, keep those."""
+        metrics: dict[str, float] = {}
+        own = {id(values): values for data in self._history.values() for values in data.values()}
+        self._plain = {}
+        for name, _, curve in _curves(self._history, epoch + 1):
+            if isinstance(curve[-1], tuple):
+                metrics[f"{name}-mean"], metrics[f"{name}-std"] = curve[-1]
+                continue
+            metrics[name] = curve[-1]
+            if id(curve) in own:
+                self._plain[name] = curve
+        if len(self._plain) != len(own):
+            self._plain = {}
+        return metrics
 
     # --- the end --------------------------------------------------------------------------------------
 
