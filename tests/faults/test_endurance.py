@@ -115,7 +115,7 @@ def troubled(proxy, draws, every_s):
 @pytest.mark.parametrize(
     ("steps", "lasts_s", "every_s"),
     [
-        pytest.param(300, 4, 0.5, id="seconds"),
+        pytest.param(300, 4, 0.5, id="seconds", marks=pytest.mark.faults),
         pytest.param(10**5, 200, 3.0, id="minutes", marks=[pytest.mark.faults, pytest.mark.timeout(2400)]),
     ],
 )
@@ -154,7 +154,7 @@ def test_under_ever_new_faults_nothing_grows_and_all_arrives_once(
                 look()
                 return not list(Home(home).runs())
 
-            wait_until(is_away, within_s=60 + steps / 100, home=home)
+            wait_until(is_away, within_s=150 + steps / 100, home=home)
         finally:
             process.kill()
             for report in courier_reports(Home(home)):

@@ -391,7 +391,9 @@ def test_a_late_twin_that_may_not_be_deleted_is_tagged_ended_hidden_and_reported
     experiment_id = admin.create_experiment(f"shared-{name}")
     permit(auth_server, name, experiment_id, "EDIT")
     with faults.FaultyProxy(auth_server.uri) as proxy:
-        proxy.fault = faults.only("/runs/create", faults.first(1, faults.late(2)))
+        proxy.fault = faults.only(
+            "/runs/create", faults.first(1, faults.late(8))
+        )  # after any look-up, however late
         uri = proxy.uri.replace("//", f"//{name}:{password}@")
         run = open_run(MLflowConfig(tracking_uri=uri, experiment_name=f"shared-{name}", delivery="process"))
         run.log_metrics({"loss": 0.5}, step=0)

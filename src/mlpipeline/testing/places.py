@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlpipeline.tracking import closing
 from mlpipeline.tracking.account import accounts, courier_reports
+from mlpipeline.tracking.dispatch import stop_couriers
 from mlpipeline.tracking.home import Home
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def isolated(folder: Path) -> Iterator[Path]:
     finally:
         _forget_fluent_state()
         _forget_runs()
+        stop_couriers()  # one that lingers would end in the middle of what comes next
         os.chdir(cwd_before)
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
@@ -108,6 +110,12 @@ def _forget_fluent_state() -> None:
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)
     mlflow.tracking.fluent._active_experiment_id = None  # noqa: SLF001 - set_experiment has no way back
+    # MLflow keeps an engine per URI, and a relative one means another file in each folder.
+    for name in ("tracking", "model_registry"):
+        store = getattr(sys.modules.get(f"mlflow.store.{name}.sqlalchemy_store"), "SqlAlchemyStore", None)
+        for uri, engine in getattr(store, "_engine_map", {}).items():
+            if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+                engine.dispose()
 
 
 def _forget_runs() -> None:
