@@ -145,6 +145,7 @@ def test_one_run_that_is_not_taken_holds_up_no_other(status, proxy, home, mlflow
     assert 1 <= len(of_bad) <= 3
 
 
+@pytest.mark.faults  # beside two other test processes sync has twice left before it looked for the record
 def test_one_record_that_a_server_fails_with_is_found_and_listed(proxy, home, mlflow_client, record_property):
     """The other 999 points are stored; the run ends."""
     config = MLflowConfig(tracking_uri=proxy.uri, experiment_name="bad-record", delivery="offline")
