@@ -526,7 +526,7 @@ def test_a_server_that_fails_now_and_then_holds_the_exit_for_two_seconds(
         run = open_run(MLflowConfig(tracking_uri=proxy.uri, experiment_name="now-and-then"))
         run.log_metrics({"loss": 0.5}, step=0)
         wait_until(lambda: proxy.requests, home=home)
-        for number in range(30):
+        for number in range(60):
             run.log_text("one request each", f"{number}.txt")
         run.end()
         began_s = time.monotonic()
