@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
+from harness.commands import mlpipeline
 from harness.page import FIGURE, figure
 
 from mlpipeline import MLflowConfig
@@ -25,18 +24,6 @@ def proxy(server):
     """A proxy in front of the server."""
     with FaultyProxy(server.uri) as proxy:
         yield proxy
-
-
-def mlpipeline(*arguments):
-    """Run a command: its exit code and what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mlpipeline", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
-    return done.returncode, done.stdout
 
 
 def told(run):

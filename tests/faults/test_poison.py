@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
+from harness.commands import mlpipeline
 from harness.page import FIGURE, figure
 
 from mlpipeline import MLflowConfig
 from mlpipeline.tracking.opening import open_run
 from mlpipeline.tracking.records import Kind
-
-
-def mlpipeline(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "mlpipeline", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
-    return done.returncode, done.stdout
 
 
 @pytest.mark.process
