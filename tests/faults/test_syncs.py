@@ -93,7 +93,8 @@ def test_a_sync_that_is_killed_and_run_again_doubles_nothing(
             at_work += process.poll() is None
             process.kill()
             process.wait()
-        assert 0 == subprocess.run(SYNC, check=False).returncode
+        last = subprocess.run(SYNC, check=False, capture_output=True, text=True)
+        assert 0 == last.returncode, last.stdout + last.stderr
     assert at_work > 0, "each of them had nothing left to do"
     assert_all_is_there_once(mlflow_client(server.uri), experiment, runs)
     title = f"mlpipeline sync killed {kills} times, and run again"

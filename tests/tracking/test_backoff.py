@@ -7,7 +7,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
+import time
 from collections import Counter
 from itertools import pairwise
 from types import SimpleNamespace
@@ -259,3 +262,24 @@ def test_waits_have_jitter(home: Path) -> None:
         assert asked_s <= min(found_s)
         assert max(found_s) <= asked_s * 1.25 + 0.5
         assert 20 < len(set(found_s))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="only Linux tells the time of one thread")
+def test_work_without_a_record_delivered_is_progress_in_a_training_too(home: Path) -> None:
+    """Who waits for delivery waits on while a thread packs a batch, and not while one waits for an answer."""
+    destination = Destination("http://nobody", "http://nobody")
+    worker, is_over = Worker(Courier(Home(home)), destination), threading.Event()
+
+    def work() -> None:
+        while not is_over.is_set():
+            sum(range(1000))
+
+    assert 0 == worker.cpu_s()
+    for doing, is_progress in ((is_over.wait, False), (work, True)):
+        is_over.clear()
+        worker._threads = [threading.Thread(target=doing)]
+        worker._threads[0].start()
+        time.sleep(0.5)
+        assert is_progress is (worker.cpu_s() > 0.02)
+        is_over.set()
+        worker._threads[0].join()

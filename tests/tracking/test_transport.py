@@ -122,6 +122,15 @@ def test_a_server_that_nobody_vouches_for_hears_nothing(self_made: ssl.SSLContex
     assert [] == server.shown
 
 
+def test_a_registry_beside_a_database_is_asked_once(store_uri: str) -> None:
+    """As a tracking server is: MLflow's own client would hold the thread for minutes, seven times over."""
+    with listening(503) as server:
+        sink = MlflowSink(Destination(store_uri, server.uri))
+        with pytest.raises(Unavailable, match="503"):
+            sink.ensure_registered_model("any")
+    assert 1 == len(server.shown)
+
+
 def test_a_redirect_to_another_server_takes_no_credentials_along(ann: str) -> None:
     """The first one is shown them, because they are for it."""
     with listening(404) as other, listening(302, {"Location": f"{other.uri}/api"}) as first:

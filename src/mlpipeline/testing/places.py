@@ -62,9 +62,9 @@ def isolated(folder: Path) -> Iterator[Path]:
     try:
         yield cwd
     finally:
-        _forget_fluent_state()
         _forget_runs()
         stop_couriers()  # one that lingers would end in the middle of what comes next
+        _forget_fluent_state()
         os.chdir(cwd_before)
         for name in os.environ.keys() - before.keys():
             del os.environ[name]

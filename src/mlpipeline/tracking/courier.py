@@ -41,11 +41,9 @@ _QUIET_S = 1.0
 _MAKING_ROOM_S = 60.0  # what a request under way may take at most, twice
 _LOOK_EVERY_S = 0.1
 _HURRY_S = 3.0
-_WORKING_CPU_S = 0.03
-"""Processor time within one look (`_LOOK_EVERY_S`) that means work, not just looking."""
-
-_CONNECTING_CPU_S = 0.01
-"""The same while MLflow is imported and a store made, which wait for the disk, too."""
+_WORK_CPU_S = 0.02
+"""Processor time of the workers that counts as progress. Threads that wait for an answer use none; on a busy
+machine work gets little, so it is summed up however long it takes."""
 
 _NICENESS = 5
 """Taken on after the first delivery; at 10 on a busy machine, importing MLflow took 23 s instead of 3."""
@@ -87,7 +85,7 @@ class Courier:
         self._progress = 0
         self._moves = 0
         self._moved_s = -1e9
-        self._cpu_s = time.process_time()
+        self._worked_s = 0.0
         self._written: dict[str, Any] = {}
         self._has_live_writer = False
         self._is_hurried = False
@@ -288,14 +286,21 @@ class Courier:
         is_quiet = bool(stuck) and now_s - self._moved_s > _QUIET_S
         return all(uid in stuck or (is_quiet and worker.waits(uid)) for uid, worker in left.items())
 
+    def _worker_cpu_s(self) -> float:
+        """Return the processor time of the workers so far; called in the loop's own thread, which does not count."""
+        if self.owns_process:
+            return time.process_time() - time.thread_time()  # MLflow has threads of its own for files
+        return sum(worker.cpu_s() for worker in self._workers.values())
+
     def _report(self, phase: str) -> None:
-        is_connecting = any(worker.is_connecting for worker in self._workers.values())
-        cpu_s, self._cpu_s = time.process_time() - self._cpu_s, time.process_time()
         # At work without a record delivered: importing what a first model needs, packing a batch. Waiting
-        # for a server that does not answer costs no processor time, and is no progress. In a training's
-        # own process nobody knows whose time it was.
-        is_working = cpu_s > (_CONNECTING_CPU_S if is_connecting else _WORKING_CPU_S)
-        self._progress += is_working if self.owns_process else is_connecting
+        # for a server that does not answer costs no processor time, and is no progress.
+        worked_s = self._worker_cpu_s()
+        if worked_s - self._worked_s >= _WORK_CPU_S:
+            self._worked_s = worked_s
+            self._progress += 1
+        elif not self.owns_process and any(worker.is_connecting for worker in self._workers.values()):
+            self._progress += 1  # also where the system does not tell one thread's time
         content = {
             "pid": os.getpid(),
             "mode": self._mode,

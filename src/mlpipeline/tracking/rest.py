@@ -55,15 +55,16 @@ _LONGEST_RETRY_AFTER_S = 600.0
 
 
 def client_of(tracking_uri: str, registry_uri: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> MlflowClient:
-    """Return a client for two servers, which may be one.
+    """Return a client that asks once what is a server: the tracking store, the registry, or both.
 
     Args:
-        tracking_uri: ``http://`` or ``https://``.
-        registry_uri: The same, or what MLflow knows otherwise.
+        tracking_uri: Whatever MLflow knows; ``http://`` or ``https://`` is a server.
+        registry_uri: The same; a server may be the registry of runs in a database.
         timeout_s: How long one answer may take.
     """
     client = MlflowClient(tracking_uri, registry_uri)
-    client._tracking_client = _TrackingClient(tracking_uri, timeout_s)  # noqa: SLF001 - MlflowClient takes no store
+    if tracking_uri.startswith(("http://", "https://")):
+        client._tracking_client = _TrackingClient(tracking_uri, timeout_s)  # noqa: SLF001 - MlflowClient takes no store
     if registry_uri.startswith(("http://", "https://")):
         client._registry_client_lazy = _RegistryClient(registry_uri, tracking_uri, timeout_s)  # type: ignore[attr-defined]  # noqa: SLF001 - the same
     return client

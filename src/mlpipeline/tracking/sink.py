@@ -200,13 +200,9 @@ class Destination:
         if self.is_sqlite and not self.sqlite_file().exists():
             raise Unavailable(f"there is no store at {self.tracking_uri} yet; the first run makes it")
         uris = with_credentials(self.tracking_uri), with_credentials(self.registry_uri)
-        if self.is_http:
-            from mlpipeline.tracking.rest import client_of
+        from mlpipeline.tracking.rest import client_of
 
-            return client_of(*uris, timeout_s=timeout_s)
-        from mlflow import MlflowClient
-
-        return MlflowClient(*uris)
+        return client_of(*uris, timeout_s=timeout_s)
 
     def sqlite_file(self) -> Path:
         """Return the file of a SQLite destination."""
@@ -645,21 +641,16 @@ class MlflowSink:
     def _connected(self, root: str | None = None) -> MlflowClient:
         if self._client is None:
             self._check_credentials()
-            from mlflow import MlflowClient
+            from mlpipeline.tracking.rest import client_of
 
             if not self._owns_process:
                 _hush_our_threads()
             self._make_store(root)
             where = self.destination
             uris = with_credentials(where.tracking_uri), with_credentials(where.registry_uri)
-            if where.is_http:
-                from mlpipeline.tracking.rest import client_of
-
-                self._client = client_of(*uris, timeout_s=self._timeout_s)
-            else:
-                client = MlflowClient(*uris)
-                self._rows = PointRows.of(client) if where.is_sqlite else None
-                self._client = client
+            client = client_of(*uris, timeout_s=self._timeout_s)
+            self._rows = PointRows.of(client) if where.is_sqlite else None
+            self._client = client
         return self._client
 
     def _check_credentials(self) -> None:
