@@ -69,6 +69,15 @@ def test_without_a_fault_everything_goes_through(proxy, taken):
     assert ["POST /x?y=1"] == proxy.requests
 
 
+def test_a_connection_that_ends_is_said_to_end(proxy):
+    """Or a pool of connections takes it for one that lasts, and its next request is cut off now and then."""
+    with contextlib.closing(connect(proxy)) as connection:
+        connection.request("POST", "/", b"hello", {"Connection": "close", "X-Kind": "mine"})
+        answer = connection.getresponse()
+        assert (b"hello", "close") == (answer.read(), answer.getheader("Connection"))
+        assert (200, "mine", b"hello") == send(connection), "http.client has made a new one"
+
+
 def test_a_cut_answer_is_of_a_request_that_was_taken(proxy, taken):
     """The client cannot know, and that is the point."""
     proxy.fault = faults.cut

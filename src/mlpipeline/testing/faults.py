@@ -103,6 +103,9 @@ class Exchange:
             handler.send_header("Content-Length", str(len(answer.body)))
         elif int(length) != len(answer.body):
             handler.close_connection = True
+        if handler.close_connection:
+            # Or the client, which asked for it, still takes the connection for its next request, and finds it closed.
+            handler.send_header("Connection", "close")
         handler.end_headers()
         if self.method != "HEAD":
             handler.wfile.write(answer.body)
