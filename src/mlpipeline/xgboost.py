@@ -138,9 +138,9 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         """Record the round."""
         if not self._is_recording:
             return False
-        if "" in evals_log:
+        if not epoch and "" in evals_log:
             raise UsageError("an eval set has the name ''; name each: evals=[(dtrain, 'train')]")
-        self._seen, self._values = epoch, _count(evals_log)
+        self._seen, self._values = epoch, _length(evals_log)
         every = self._rules.log_every_n_steps
         if every is None or (self._first + epoch + 1) % every == 0:
             self._record_round(model, epoch)
@@ -151,7 +151,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         run = self._run
         if not self._is_recording or run is None:
             return model
-        last = self._seen + (_count(self._history) > self._values)
+        last = self._seen + (_length(self._history) > self._values)
         if last > self._recorded:
             self._record_round(model, last)
         run.step = max(self._first + last, 0)
@@ -185,12 +185,10 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         run.log_params({name: value for name, value in found.items() if name not in self._params})
 
     def _record_round(self, model: Any, epoch: int) -> None:
-        metrics: dict[str, float] = {}
-        for name, _, curve in _curves(self._history, epoch + 1):
-            if isinstance(curve[-1], tuple):
-                metrics[f"{name}-mean"], metrics[f"{name}-std"] = curve[-1]
-            else:
-                metrics[name] = curve[-1]
+        rounds = epoch + 1
+        metrics = {name: values[-1] for name, values in self._plain.items() if len(values) == rounds}
+        if len(metrics) != sum(map(len, self._history.values())):
+            metrics = self._latest(rounds)
         if self._fold_metrics:
             with unharmed("the metrics of the folds"):
                 metrics.update(_metrics_of_folds(model))
@@ -199,20 +197,19 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
             self._record(metrics, self._first + epoch)
         self._recorded = epoch
 
-    def _latest(self, epoch: int) -> dict[str, float]:
-        """Return a round's values, however they lie in the history; where each has a list of its own, keep those."""
+    def _latest(self, rounds: int) -> dict[str, float]:
+        """Return the last round's values however they lie in the history, and keep the lists that have one per round."""
         metrics: dict[str, float] = {}
-        own = {id(values): values for data in self._history.values() for values in data.values()}
-        self._plain = {}
-        for name, _, curve in _curves(self._history, epoch + 1):
+        lists = [values for data in self._history.values() for values in data.values()]
+        plain: dict[str, list[float]] = {}
+        for name, _, curve in _curves(self._history, rounds):
             if isinstance(curve[-1], tuple):
                 metrics[f"{name}-mean"], metrics[f"{name}-std"] = curve[-1]
                 continue
             metrics[name] = curve[-1]
-            if id(curve) in own:
-                self._plain[name] = curve
-        if len(self._plain) != len(own):
-            self._plain = {}
+            if any(curve is values for values in lists):
+                plain[name] = curve
+        self._plain = plain
         return metrics
 
     # --- the end --------------------------------------------------------------------------------------
@@ -331,8 +328,9 @@ def _stopping(model: Any) -> tuple[str | None, str | None]:
     return model.attr("best_iteration"), model.attr("best_score")
 
 
-def _count(history: Mapping[str, Mapping[str, list[Any]]]) -> int:
-    return sum(len(values) for metrics in history.values() for values in metrics.values())
+def _length(history: Mapping[str, Mapping[str, list[Any]]]) -> int:
+    """Return how many values there are of the first metric: each round adds one, or more under one name."""
+    return next((len(values) for metrics in history.values() for values in metrics.values()), 0)
 
 
 def _curves(
