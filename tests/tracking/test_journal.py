@@ -18,7 +18,7 @@ import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mlpipeline.tracking import liveness, records
+from mlpipeline.tracking import durability, liveness, records
 from mlpipeline.tracking.home import Home, new_uid
 from mlpipeline.tracking.journal import JournalWriter
 from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
@@ -492,12 +492,51 @@ def _counted(points: list[Point]) -> dict[str, int]:
     return counted
 
 
-def test_a_journal_of_what_is_past_waits_for_no_disk(tmp_path, monkeypatch):
-    """A fold or a trial is recorded in one go, by a worker that others wait for."""
+@pytest.mark.parametrize(("is_durable", "asked"), [(False, 0), (True, 1)])
+def test_a_journal_of_what_is_past_asks_for_no_disk(is_durable, asked, tmp_path, monkeypatch):
+    """A fold or a trial is recorded in one go, and by the hundred."""
     synced = []
     monkeypatch.setattr(os, "fdatasync", synced.append)
-    for is_durable in (False, True):
-        writer = JournalWriter(Home(tmp_path / "home"), new_uid(), HEADER, is_durable=is_durable)
-        writer.append(Kind.END, {"status": "FINISHED"}, is_synced=True)
-        writer.close()
-        assert 2 * is_durable == len(synced)
+    writer = JournalWriter(Home(tmp_path / "home"), new_uid(), HEADER, is_durable=is_durable)
+    writer.append(Kind.END, {"status": "FINISHED"}, is_synced=True)
+    writer.close()
+    durability.finish()
+    assert asked == min(len(synced), 1)
+
+
+def test_nobody_waits_for_a_slow_disk(tmp_path, monkeypatch):
+    """What matters is on it a moment later, also when the journal is closed by then."""
+    is_free, synced = threading.Event(), []
+
+    def slow(descriptor):
+        is_free.wait(10)
+        synced.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    writer = JournalWriter(Home(tmp_path / "home"), new_uid(), HEADER)
+    writer.append(Kind.END, {"status": "FINISHED"}, is_synced=True)
+    path = writer.folder.segment(writer.name, 1)
+    writer.close()
+    assert [] == synced
+    is_free.set()
+    durability.finish()
+    assert path.stat().st_size == synced[-1]
+
+
+def test_the_exit_leaves_everything_on_the_disk(home):
+    """Also what was asked for at the very end."""
+    program = """
+import os, time
+from mlpipeline import MLflowTracker
+real = os.fdatasync
+def slow(descriptor):
+    time.sleep(0.3)
+    real(descriptor)
+    with open("synced", "a") as file:
+        print(os.fstat(descriptor).st_size, file=file)
+os.fdatasync = slow
+MLflowTracker(delivery="offline").start_run()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    (segment,) = home.glob("runs/*/*.seg")
+    assert segment.stat().st_size == int(Path("synced").read_text("utf-8").split()[-1])

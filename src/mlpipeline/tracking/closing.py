@@ -15,7 +15,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from mlpipeline.tracking import trainings
+from mlpipeline.tracking import durability, trainings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -125,6 +125,7 @@ def _close_all() -> None:
         # Children first: a parent's end is the later one.
         for run in reversed(runs):
             run.end(status)
+        durability.finish()
         insist_s = max((run.config.exit_wait_s or 0.0 for run in runs), default=0.0)
         deadline_s = time.monotonic() + insist_s
         stuck: set[tuple[Home | None, Destination] | None] = set()
