@@ -60,6 +60,9 @@ _DELIVER_EVERY_S = 0.2
 _HURRIED_EVERY_S = 0.02
 _GUEST_READ_BYTES = 16 * 2**10
 _GUEST_EVERY_S = 0.5
+_SETTLING_S = 1.0
+"""How long a new run is left alone while a writer on this host lives: making it is the costly part, and many
+trainings are over by then."""
 
 
 class Host(Protocol):
@@ -194,6 +197,7 @@ class _Standing:
         self.delivery = delivery
         self.backoffs = {kind: Backoff(clock=clock) for kind in _KINDS}
         self.is_denied = False
+        self.since_s = clock()
         self.waits: set[_Kind] = set()  # had a turn, and found nothing to do, or not yet
 
     @property
@@ -358,6 +362,8 @@ class Worker:
     def _turn(self, run: _Standing, kind: _Kind, sink: MlflowSink) -> bool:
         doors = self._doors(kind)
         if not run.backoffs[kind].is_due() or not all(door.is_due() for door in doors):
+            return False
+        if self._courier.is_guest() and not self.is_starting and self._clock() - run.since_s < _SETTLING_S:
             return False
         if not any(door.failures for door in doors):
             return self._take(run, kind, sink)
