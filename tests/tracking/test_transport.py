@@ -16,9 +16,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mlpipeline import MLflowConfig
+from mlpipeline.testing.faults import Answer, FaultyProxy
 from mlpipeline.tracking.account import account_of
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
+from mlpipeline.tracking.records import Point
 from mlpipeline.tracking.sink import Destination, MlflowSink, Refused, Unavailable
 from mlpipeline.tracking.sync import send_all
 
@@ -129,6 +131,16 @@ def test_a_registry_beside_a_database_is_asked_once(store_uri: str) -> None:
         with pytest.raises(Unavailable, match="503"):
             sink.ensure_registered_model("any")
     assert 1 == len(server.shown)
+
+
+def test_a_page_that_is_not_there_is_no_refusal() -> None:
+    """A proxy that has lost its way answers so for everything: records wait until it has found it."""
+    with FaultyProxy("http://127.0.0.1:9") as server:
+        server.fault = lambda exchange: exchange.reply(Answer(404, (), b"<html>There is no such page</html>"))
+        sink = MlflowSink(Destination(server.uri, server.uri))
+        with pytest.raises(Unavailable, match="nobody there knows this call") as caught:
+            sink.log_points("run", [Point("loss", 0.5, 1, 0)])
+    assert 404 == caught.value.status
 
 
 def test_a_redirect_to_another_server_takes_no_credentials_along(ann: str) -> None:

@@ -729,6 +729,9 @@ def judged(error: Exception) -> Unavailable | Refused:
     if status in {401, 403} or code in _DENIED:
         text = f"the credentials are not accepted ({status or code}): {reason}"
         return Unavailable(text, is_denied=True, status=status or 403)
+    if status == 404 and type(error).__name__ != "RestException":
+        # A page of a proxy's, or of a server that is too old for this call: another one may take it.
+        return Unavailable(f"nobody there knows this call (404): {reason}", status=404)
     if status is not None:
         # 413: as large as this it will never pass; most often the word of a proxy, which knows no error codes.
         if status == 413 or (status in {400, 404, 409, 422} and code in _LASTING):
