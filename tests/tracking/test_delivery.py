@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from mlpipeline.tracking.delivery import RunDelivery
 from mlpipeline.tracking.home import DONE_KEPT_DAYS, Home, is_remote
 from mlpipeline.tracking.opening import attached_run, open_child, open_run
 from mlpipeline.tracking.records import Kind
-from mlpipeline.tracking.sink import Destination, MlflowSink
+from mlpipeline.tracking.sink import Destination, MlflowSink, Refused
 
 Deliver = Callable[[], None]
 
@@ -730,3 +731,22 @@ def test_points_without_a_step_of_a_run_that_is_gone_are_dead_letters_too(
     letters = dead_letters(Home(home), run.uid)
     assert [0.5, 0.25] == [letter["content"]["value"] for letter in letters if letter["kind"] == "metric"]
     assert 2 == account_of(Home(home), run.uid).counts.refused
+
+
+@pytest.mark.parametrize(
+    ("content", "is_refused"), [("flavors: [", True), ("flavors: {}\nrun_id: none\n", False)]
+)
+def test_a_model_whose_description_cannot_be_read_is_refused(store_uri, tmp_path, content, is_refused):
+    """It never will be: tried again and again, it would keep its run from its end."""
+    sink = MlflowSink(Destination(store_uri, store_uri))
+    client = MlflowClient(store_uri)
+    run_id = client.create_run("0").info.run_id
+    made = client.create_logged_model("0", source_run_id=run_id)
+    folder = tmp_path / "staged" / "model"
+    folder.mkdir(parents=True)
+    (folder / "MLmodel").write_text(content)
+    with pytest.raises(Refused, match="no YAML") if is_refused else contextlib.nullcontext():
+        sink.fill_model(made.model_id, run_id, folder, 0)
+    status = "PENDING" if is_refused else "READY"
+    assert status == str(client.get_logged_model(made.model_id).status)
+    assert [folder] == list(folder.parent.iterdir())

@@ -14,9 +14,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from mlflow import MlflowClient
 
 from mlpipeline import MLflowConfig
-from mlpipeline.testing.faults import Answer, FaultyProxy
+from mlpipeline.testing.faults import Answer, FaultyProxy, answered, only
 from mlpipeline.tracking.account import account_of
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
@@ -27,6 +28,8 @@ from mlpipeline.tracking.sync import send_all
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from mlpipeline.testing.places import Server
 
 
 class Listener(ThreadingHTTPServer):
@@ -141,6 +144,18 @@ def test_a_page_that_is_not_there_is_no_refusal() -> None:
         with pytest.raises(Unavailable, match="nobody there knows this call") as caught:
             sink.log_points("run", [Point("loss", 0.5, 1, 0)])
     assert 404 == caught.value.status
+
+
+@pytest.mark.server
+def test_an_artifact_store_says_when_to_come_again(server: Server, tmp_path: Path) -> None:
+    """As the tracking server does; MLflow sends files without its retries, and hands the answer on."""
+    (tmp_path / "file.txt").write_text("text")
+    run_id = MlflowClient(server.uri).create_run("0").info.run_id
+    with FaultyProxy(server.uri) as proxy:
+        proxy.fault = only("mlflow-artifacts", answered(503, ("Retry-After", "7")))
+        with pytest.raises(Unavailable) as caught:
+            MlflowSink(Destination(proxy.uri, proxy.uri)).upload(run_id, tmp_path / "file.txt", None)
+    assert (503, 7.0) == (caught.value.status, caught.value.retry_after_s)
 
 
 def test_a_redirect_to_another_server_takes_no_credentials_along(ann: str) -> None:

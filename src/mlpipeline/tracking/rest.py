@@ -8,7 +8,8 @@ failure tells all of it; when to ask again is the courier's business.
 ::
 
     MlflowClient ─ tracking, registry ─► _Tracking, _Registry ─ ask ─► server     200: parsed by MLflow
-    points of metrics ─────────────────► post_points ───────────┘       429, 5xx: Unavailable
+    points of metrics ─────────────────► post_points ───────────┤       429, 5xx: Unavailable
+    files ─────────────────────────────► _Artifacts ────────────┘
 
 Points, of which there are many, skip the entities, messages and dicts that MLflow's client makes of each:
 29 us of processor time for one, 3 as JSON.
@@ -21,8 +22,8 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from email.utils import parsedate_to_datetime
+import os
+import posixpath
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -30,15 +31,19 @@ from urllib.parse import urlsplit
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.service_pb2 import LogBatch
+from mlflow.store.artifact.artifact_repo import verify_artifact_path
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.model_registry.rest_store import RestStore as RegistryStore
 from mlflow.store.tracking.rest_store import RestStore as TrackingStore
 from mlflow.tracking._model_registry.client import ModelRegistryClient
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.mime_type_utils import _guess_mime_type
 from mlflow.utils.proto_json_utils import parse_dict
+from mlflow.utils.request_utils import augmented_raise_for_status
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 
-from mlpipeline.tracking.sink import Unavailable
+from mlpipeline.tracking.sink import Unavailable, retry_after_s
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,9 +54,6 @@ REQUEST_TIMEOUT_S = 30
 
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses after which the same call may pass later (mlflow.utils.request_utils has the same list)."""
-
-_LONGEST_RETRY_AFTER_S = 600.0
-"""A server that asks for more is asked again all the same."""
 
 
 def client_of(tracking_uri: str, registry_uri: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> MlflowClient:
@@ -81,16 +83,36 @@ def _ask(
 ) -> Any:
     """Make one call, as mlflow.utils.rest_utils.call_endpoint does, and fill its *answer*."""
     headers = dict(headers or {})
-    if urlsplit(creds.host).scheme == "http":
-        # MLflow's default server holds back the end of an answer on a kept connection until the start of
-        # it is acknowledged (Nagle's algorithm), which this side delays by 40 ms. A new one costs 1.
-        headers["Connection"] = "close"
     content: dict[str, Any] = {}
     if json_body is not None and method == "GET":
         content = {"params": json.loads(json_body)}
     elif json_body is not None:
         headers["Content-Type"] = "application/json"
         content = {"data": json_body.encode()}
+    response = _once(creds, endpoint, method, headers, timeout_s, **content)
+    try:
+        text = verify_rest_response(response, endpoint).text
+    except MlflowException as error:
+        if response.status_code != 200:
+            # For `sink.judged`: MLflow keeps it only where the body has one of its error codes.
+            error.status_seen = response.status_code  # type: ignore[attr-defined]
+        raise
+    parse_dict(json.loads(text), answer)
+    return answer
+
+
+def _once(
+    creds: Any, endpoint: str, method: str, headers: dict[str, str], timeout_s: float, **content: Any
+) -> Any:
+    """Send one request, once, and return its answer.
+
+    Raises:
+        Unavailable: The server is busy, or fails.
+    """
+    if urlsplit(creds.host).scheme == "http":
+        # MLflow's default server holds back the end of an answer on a kept connection until the start of
+        # it is acknowledged (Nagle's algorithm), which this side delays by 40 ms. A new one costs 1.
+        headers = {**headers, "Connection": "close"}
     response = http_request(
         creds,
         endpoint,
@@ -104,19 +126,11 @@ def _ask(
     if response.status_code in _BUSY:
         raise Unavailable(
             f"the server answers {response.status_code} {response.reason}".strip(),
-            retry_after_s=_retry_after_s(response.headers.get("Retry-After")),
+            retry_after_s=retry_after_s(response.headers.get("Retry-After")),
             is_unclear=response.status_code != 429,  # which says that the call was not begun
             status=response.status_code,
         )
-    try:
-        text = verify_rest_response(response, endpoint).text
-    except MlflowException as error:
-        if response.status_code != 200:
-            # For `sink.judged`: MLflow keeps it only where the body has one of its error codes.
-            error.status_seen = response.status_code  # type: ignore[attr-defined]
-        raise
-    parse_dict(json.loads(text), answer)
-    return answer
+    return response
 
 
 def post_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
@@ -139,21 +153,6 @@ def _in_json(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Read a Retry-After header: seconds, or a date (RFC 9110, 10.2.3)."""
-    if value is None:
-        return None
-    try:
-        seconds = (
-            float(value)
-            if value.strip().isdigit()
-            else parsedate_to_datetime(value).timestamp() - time.time()
-        )
-    except ValueError:
-        return None
-    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER_S)
 
 
 class _Tracking(TrackingStore):
@@ -194,11 +193,44 @@ class _Registry(RegistryStore):
         return _ask(self.get_host_creds(), endpoint, method, json_body, answer, extra_headers, self.timeout_s)
 
 
+class _Artifacts:
+    """A server's artifacts of one run or model; a file that MLflow would send in parts goes its way."""
+
+    def __init__(self, repository: HttpArtifactRepository, timeout_s: float) -> None:
+        self._repository = repository
+        self._timeout_s = timeout_s
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        if self._repository._should_multipart_upload(local_file):  # noqa: SLF001 - HttpArtifactRepository.log_artifact in short
+            self._repository.log_artifact(local_file, artifact_path)
+            return
+        verify_artifact_path(artifact_path)
+        name = os.path.basename(local_file)
+        headers = {"Content-Type": _guess_mime_type(name)}
+        with open(local_file, "rb") as file:
+            creds = self._repository._host_creds  # noqa: SLF001 - the same
+            endpoint = posixpath.join("/", artifact_path or "", name)
+            response = _once(creds, endpoint, "PUT", headers, self._timeout_s, data=file)
+        augmented_raise_for_status(response)
+
+    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
+        HttpArtifactRepository.log_artifacts(self, local_dir, artifact_path)  # type: ignore[arg-type]  # it asks for `log_artifact` only
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._repository, name)
+
+
 class _TrackingClient(TrackingServiceClient):
     def __init__(self, uri: str, timeout_s: float) -> None:
         self._store = _Tracking(partial(get_default_host_creds, uri))
         self._store.timeout_s = timeout_s
         super().__init__(uri)
+
+    def _get_artifact_repo(self, resource_id: str, **options: Any) -> Any:
+        repository = super()._get_artifact_repo(resource_id, **options)
+        if isinstance(repository, HttpArtifactRepository):
+            return _Artifacts(repository, self._store.timeout_s)
+        return repository
 
     @property
     def store(self) -> Any:

@@ -19,8 +19,10 @@ import os
 import socket
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -67,6 +69,9 @@ _LASTING = {
     "NOT_IMPLEMENTED",
 }
 _DENIED = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
+
+_LONGEST_RETRY_AFTER_S = 600.0
+"""A server that asks for more is asked again all the same."""
 
 _T = TypeVar("_T")
 
@@ -475,14 +480,14 @@ class MlflowSink:
         """
 
         def send() -> None:
-            from mlflow.models import Model
-
             client = self._connected()
             if folder is not None:
-                about = Model.load(str(folder))
+                about = _model_file(folder)
                 about.model_id, about.run_id = model_id, run_id
                 about.artifact_path = client.get_logged_model(model_id).artifact_location
-                about.save(str(folder / "MLmodel"))
+                # In one step: a courier that is killed in the middle of it must not leave half a file.
+                about.save(str(folder.parent / f"{folder.name}.MLmodel"))
+                os.replace(folder.parent / f"{folder.name}.MLmodel", folder / "MLmodel")
                 client.log_model_artifacts(model_id, str(folder))
             client.finalize_logged_model(model_id, "READY")
             self._link(client, model_id, run_id, step)
@@ -717,6 +722,21 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+def _model_file(folder: Path) -> Any:
+    """Return what the MLmodel file in a staged model says.
+
+    Raises:
+        Refused: It is no YAML, and never will be.
+    """
+    import yaml
+    from mlflow.models import Model
+
+    try:
+        return Model.load(str(folder))
+    except yaml.YAMLError as error:
+        raise Refused(f"its MLmodel file is no YAML: {_words(error)}") from error
+
+
 def judged(error: Exception) -> Unavailable | Refused:
     """Return the verdict on what MLflow raised.
 
@@ -736,7 +756,8 @@ def judged(error: Exception) -> Unavailable | Refused:
         # 413: as large as this it will never pass; most often the word of a proxy, which knows no error codes.
         if status == 413 or (status in {400, 404, 409, 422} and code in _LASTING):
             return Refused(reason, code)
-        return Unavailable(reason, is_unclear=status >= 500, status=status)
+        after_s = retry_after_s(_header(error, "Retry-After"))
+        return Unavailable(reason, retry_after_s=after_s, is_unclear=status >= 500, status=status)
     if code in _LASTING and _is_store_error(error):
         return Refused(reason, code)
     if isinstance(error, (TypeError, ValueError)) and not isinstance(error, (json.JSONDecodeError, OSError)):
@@ -756,6 +777,26 @@ def _http_status(error: Exception) -> int | None:
     if get_status is None or type(error).__name__ != "RestException":
         return None
     return int(get_status())
+
+
+def _header(error: Exception, name: str) -> str | None:
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    return headers.get(name) if headers is not None else None
+
+
+def retry_after_s(value: str | None) -> float | None:
+    """Read a Retry-After header: seconds, or a date (RFC 9110, 10.2.3)."""
+    if value is None:
+        return None
+    try:
+        seconds = (
+            float(value)
+            if value.strip().isdigit()
+            else parsedate_to_datetime(value).timestamp() - time.time()
+        )
+    except ValueError:
+        return None
+    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER_S)
 
 
 def _is_store_error(error: Exception) -> bool:
