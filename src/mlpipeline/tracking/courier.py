@@ -41,9 +41,10 @@ _QUIET_S = 1.0
 _MAKING_ROOM_S = 60.0  # what a request under way may take at most, twice
 _LOOK_EVERY_S = 0.1
 _HURRY_S = 3.0
-_WORK_CPU_S = 0.02
-"""Processor time of the workers that counts as progress. Threads that wait for an answer use none; on a busy
-machine work gets little, so it is summed up however long it takes."""
+_WORK_CPU_S = 0.05
+_WORK_WITHIN_S = 1.0
+"""So much processor time of the workers within so long is progress. Threads that wait for an answer and look around
+meanwhile use a third of it; on a machine with five busy processes work gets three times as much."""
 
 _NICENESS = 5
 """Taken on after the first delivery; at 10 on a busy machine, importing MLflow took 23 s instead of 3."""
@@ -85,7 +86,7 @@ class Courier:
         self._progress = 0
         self._moves = 0
         self._moved_s = -1e9
-        self._worked_s = 0.0
+        self._worked = (0.0, -1e9)  # processor time of the workers, and when we looked at it
         self._written: dict[str, Any] = {}
         self._has_live_writer = False
         self._is_hurried = False
@@ -286,6 +287,14 @@ class Courier:
         is_quiet = bool(stuck) and now_s - self._moved_s > _QUIET_S
         return all(uid in stuck or (is_quiet and worker.waits(uid)) for uid, worker in left.items())
 
+    def _has_worked(self) -> bool:
+        worked_s, now_s = self._worker_cpu_s(), time.monotonic()
+        before_s, at_s = self._worked
+        is_work = worked_s - before_s >= _WORK_CPU_S
+        if is_work or now_s - at_s > _WORK_WITHIN_S:
+            self._worked = (worked_s, now_s)
+        return is_work
+
     def _worker_cpu_s(self) -> float:
         """Return the processor time of the workers so far; called in the loop's own thread, which does not count."""
         if self.owns_process:
@@ -295,9 +304,7 @@ class Courier:
     def _report(self, phase: str) -> None:
         # At work without a record delivered: importing what a first model needs, packing a batch. Waiting
         # for a server that does not answer costs no processor time, and is no progress.
-        worked_s = self._worker_cpu_s()
-        if worked_s - self._worked_s >= _WORK_CPU_S:
-            self._worked_s = worked_s
+        if self._has_worked():
             self._progress += 1
         elif not self.owns_process and any(worker.is_connecting for worker in self._workers.values()):
             self._progress += 1  # also where the system does not tell one thread's time
