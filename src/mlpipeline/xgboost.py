@@ -24,7 +24,7 @@ from mlpipeline.tracking.staging import Flavor, SaveRequest, first_rows
 from mlpipeline.tracking.surroundings import is_within
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mlflow.models import ModelSignature
 
@@ -109,7 +109,11 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         self._stopping: tuple[str | None, str | None] = (None, None)
         # XGBoost's own history, how long it was when we last saw it, and the last rounds of ours.
         self._history: Mapping[str, Mapping[str, list[Any]]] = {}
-        self._plain: dict[str, list[float]] = {}  # by their names, the lists that grow by one value per round
+        # Its lists as they were at the last record; where each grows by one value per round, what records the last ones.
+        self._lists: tuple[list[float], ...] = ()
+        self._lengths: tuple[int, ...] = ()
+        self._row: Callable[[list[float], int], None] | None = None
+        self._is_linear = False
         self._values = 0
         self._seen = self._recorded = -1
 
@@ -126,7 +130,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         self._first, self._stopping = model.num_boosted_rounds(), _stopping(model)
         with unharmed("hyperparameters"):
             self._log_params(run, found := hyperparameters(model))
-            self._has_metrics = "eval_metric" in found
+            self._has_metrics, self._is_linear = "eval_metric" in found, found.get("booster") == "gblinear"
         return model
 
     def before_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
@@ -136,7 +140,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
         """Record the round."""
-        if not self._is_recording:
+        if not self._is_recording or (self._row is not None and self._is_plain_round(epoch, evals_log)):
             return False
         if not epoch and "" in evals_log:
             raise UsageError("an eval set has the name ''; name each: evals=[(dtrain, 'train')]")
@@ -169,6 +173,9 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         self._history = {}
         return model
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_row": None, "_lists": (), "_lengths": ()}
+
     # --- the run --------------------------------------------------------------------------------------
 
     def _enter(self, is_fold: bool) -> Run | None:
@@ -184,33 +191,50 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
     def _log_params(self, run: Run, found: Mapping[str, Any]) -> None:
         run.log_params({name: value for name, value in found.items() if name not in self._params})
 
+    def _is_plain_round(self, epoch: int, history: Mapping[str, Mapping[str, list[Any]]]) -> bool:
+        """Record a round of the same metrics as the one before, in few steps; tell whether it was one."""
+        rounds, lists = epoch + 1, self._lists
+        values = [values[-1] for values in lists if len(values) == rounds]
+        if not len(values) == len(lists) == sum(map(len, history.values())):
+            return False
+        self._seen, self._values, self._recorded = epoch, rounds, epoch
+        step = self._run.step = self._first + epoch  # type: ignore[union-attr]  # there is a row, so there is a run
+        self._row(values, step)  # type: ignore[misc]  # asked for before
+        return True
+
     def _record_round(self, model: Any, epoch: int) -> None:
-        rounds = epoch + 1
-        metrics = {name: values[-1] for name, values in self._plain.items() if len(values) == rounds}
-        if len(metrics) != sum(map(len, self._history.values())):
-            metrics = self._latest(rounds)
+        metrics: dict[str, float] = {}
+        grown, self._row = self._grown(), None
+        for name, _, curve in _curves(grown, epoch + 1):
+            if isinstance(curve[-1], tuple):
+                metrics[f"{name}-mean"], metrics[f"{name}-std"] = curve[-1]
+            else:
+                metrics[name] = curve[-1]
         if self._fold_metrics:
             with unharmed("the metrics of the folds"):
                 metrics.update(_metrics_of_folds(model))
         if self._run is not None and metrics:
             self._run.step = self._first + epoch
             self._record(metrics, self._first + epoch)
+            is_plain = all(len(values) == epoch + 1 and type(values[-1]) is float for values in self._lists)
+            is_all = self._rules.log_every_n_steps is None and not self._fold_metrics
+            if is_plain and is_all:
+                self._row = self._run.log_row(tuple(metrics))
         self._recorded = epoch
 
-    def _latest(self, rounds: int) -> dict[str, float]:
-        """Return the last round's values however they lie in the history, and keep the lists that have one per round."""
-        metrics: dict[str, float] = {}
-        lists = [values for data in self._history.values() for values in data.values()]
-        plain: dict[str, list[float]] = {}
-        for name, _, curve in _curves(self._history, rounds):
-            if isinstance(curve[-1], tuple):
-                metrics[f"{name}-mean"], metrics[f"{name}-std"] = curve[-1]
-                continue
-            metrics[name] = curve[-1]
-            if any(curve is values for values in lists):
-                plain[name] = curve
-        self._plain = plain
-        return metrics
+    def _grown(self) -> Mapping[str, Mapping[str, list[Any]]]:
+        """Return what of the history has got values since the last record: a metric of the user's may pause."""
+        before = dict(zip(map(id, self._lists), self._lengths, strict=True))
+        if self._row is not None:
+            before = dict.fromkeys(before, self._recorded + 1)
+        self._lists = tuple(values for data in self._history.values() for values in data.values())
+        self._lengths = tuple(map(len, self._lists))
+        return {
+            data: {
+                name: values for name, values in metrics.items() if len(values) > before.get(id(values), 0)
+            }
+            for data, metrics in self._history.items()
+        }
 
     # --- the end --------------------------------------------------------------------------------------
 
@@ -243,11 +267,10 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
             run.log_metrics(metrics, step)
 
     def _log_model(self, run: Run, booster: Any, best: int | None) -> None:
-        is_linear = _config(booster)["gradient_booster"]["name"] == "gblinear"
-        if best is not None and best + 1 < booster.num_boosted_rounds() and not is_linear:
+        if best is not None and best + 1 < booster.num_boosted_rounds() and not self._is_linear:
             booster = booster[: best + 1]
         for kind in self._importance_types:
-            if is_linear and kind != "weight":
+            if self._is_linear and kind != "weight":
                 continue  # it has no other
             with unharmed(f"the feature importance {kind}"):
                 scores = booster.get_score(importance_type=kind)

@@ -252,6 +252,32 @@ class Run:
         """Record one value of one metric; see `log_metrics`."""
         self.log_metrics({key: value}, step)
 
+    def log_row(self, names: tuple[str, ...]) -> Callable[[list[float], int], None]:
+        """Return a function that records one value per name at a step: `log_metrics` where the names stay the same.
+
+        It does in fewer steps what `log_metrics` does, which counts where a training's own work has pushed
+        everything else out of the processor's cache.
+
+        Args:
+            names: The names.
+
+        Returns:
+            A function of their values, which are floats, in that order, and of their step.
+        """
+        plan = self._plans.get(names) or self._plan(names)
+        is_plain = self._records_metrics and bool(names) and plan[1] is None
+
+        def log(values: list[float], step: int) -> None:
+            if not is_plain or self._status is not None or not math.isfinite(sum(values)):
+                self.log_metrics(dict(zip(names, values, strict=True)), step)
+                return
+            now_ms = time.time_ns() // 1_000_000
+            self._journal.append_metrics(plan[0], values, step, now_ms)  # type: ignore[union-attr]
+            if now_ms >= self._next_tick_ms:
+                self._tick(now_ms)
+
+        return log
+
     def _plan(self, keys: tuple[str, ...]) -> tuple[tuple[str, ...], list[int] | None]:
         kept = [index for index, key in enumerate(keys) if self._keeps(str(key))]
         mapped = self._keys([str(keys[index]) for index in kept])

@@ -50,11 +50,24 @@ class Spool:
         self._uid = uid
         self._append = append
         self._drop = drop
+        self._is_made = False
 
     def place(self, name: str) -> SpoolPlace:
         """Return a place for one file or folder; see `SpoolPlace`."""
         spool = self._home.run(self._uid).spool if self._home is not None else None
-        return SpoolPlace(spool, name, self._drop)
+        return SpoolPlace(spool, name, self._make, self._drop)
+
+    def _make(self, folder: Path) -> None:
+        if self._is_made:
+            try:
+                make_folder(folder)
+            except FileNotFoundError:
+                pass  # the courier has put the run away meanwhile
+            else:
+                return
+        for one in (folder.parent.parent, folder.parent, folder):
+            make_folder(one)
+        self._is_made = True
 
     def keep(self, kind: Kind, place: Path | None, record: dict[str, Any]) -> bool:
         """Record what was written to a place.
@@ -84,12 +97,16 @@ class SpoolPlace:
     Args:
         spool: The spool's folder; None where nothing is to be kept.
         name: Name of the file or folder.
+        make: Makes a folder in the spool.
         drop: Counts a record whose file the disk refuses.
     """
 
-    def __init__(self, spool: Path | None, name: str, drop: Callable[[], None]) -> None:
+    def __init__(
+        self, spool: Path | None, name: str, make: Callable[[Path], None], drop: Callable[[], None]
+    ) -> None:
         self._spool = spool
         self._name = name
+        self._make = make
         self._drop = drop
         self._folder: Path | None = None
 
@@ -98,8 +115,7 @@ class SpoolPlace:
             return None
         folder = self._spool / secrets.token_hex(8)
         try:
-            for one in (self._spool.parent, self._spool, folder):
-                make_folder(one)
+            self._make(folder)
         except OSError as error:
             self._lose(error)
             return None
