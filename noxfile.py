@@ -123,6 +123,10 @@ BENCHMARKS = {
     "model_logging": ("model_logging",),
     "lightning": ("lightning",),
     "lightning-long": ("lightning", "--block", "600", "--rounds", "14", "--only", "sqlite", "server"),
+    "lightning-peers": (
+        *("lightning", "--rounds", "40"),
+        *("--only", "sqlite", "csv", "tensorboard", "wandb", "dvclive", "mlflowlogger"),
+    ),
     "xgboost": ("xgboost",),
     "optuna": ("optuna", "--jobs", "1", "--only", "ours", "--settle"),
     "optuna-jobs": ("optuna", "--jobs", "4", "--only", "ours", "--sleep", "0.2", "--rounds", "8", "--settle"),
@@ -137,6 +141,7 @@ BENCHMARKS = {
 def bench(session: nox.Session) -> None:
     """Measure every claim of docs/performance.md, or those named after `--`, and write its table; an hour, idle."""
     install(session, "-e", ".[all,dev]")
+    install(session, "tensorboard", "wandb", "dvclive")  # measured beside ours
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"figures", "report"}
     wanted = [pathlib.Path(name).stem for name in session.posargs] or list(BENCHMARKS)
     if unknown := [name for name in wanted if name not in {*scripts, *BENCHMARKS}]:

@@ -6,6 +6,7 @@ back. Each block with a recorder is held against the mean of its two neighbours 
 
     python benchmarks/lightning.py                  # short blocks: the cost on the training thread
     python benchmarks/lightning.py --block 600      # long blocks: delivery meanwhile is paid too
+    python benchmarks/lightning.py --only sqlite csv tensorboard wandb dvclive mlflowlogger    # beside its loggers
 
 Work: an MLP 32-64-64-1 at batch 32, one torch thread, four metrics logged at every step.
 """
@@ -80,6 +81,28 @@ class Empty(pl.Callback):
 
     def on_train_batch_end(self, *args) -> None:
         """Do nothing."""
+
+
+def tensorboard(folder: Path) -> object:
+    """TensorBoard's logger; `pip install tensorboard`."""
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(folder / "tensorboard")
+
+
+def wandb(folder: Path) -> object:
+    """Weights & Biases, offline; `pip install wandb`."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    os.environ |= {"WANDB_SILENT": "true", "WANDB_MODE": "offline"}
+    return WandbLogger(save_dir=folder, offline=True)
+
+
+def dvclive(folder: Path) -> object:
+    """DVCLive, without its experiments, which need a Git repository; `pip install dvclive`."""
+    from dvclive.lightning import DVCLiveLogger
+
+    return DVCLiveLogger(dir=str(folder / "dvclive"), save_dvc_exp=False, dvcyaml=None)
 
 
 class Recorder:
@@ -209,7 +232,11 @@ def main() -> None:
     )
     parser.add_argument("--block", type=int, default=50, help="steps per block")
     parser.add_argument("--rounds", type=int, default=100, help="blocks of each recorder")
-    parser.add_argument("--only", nargs="*", help="recorders: empty csv sqlite server mlflowlogger")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        help="recorders, of: empty csv sqlite server mlflowlogger tensorboard wandb dvclive",
+    )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
@@ -235,6 +262,9 @@ def main() -> None:
         "sqlite": lambda: ours(store),
         "server": lambda: ours(uri),
         "mlflowlogger": lambda: Recorder(loggers=[MLFlowLogger("bench", tracking_uri=store)]),
+        "tensorboard": lambda: Recorder(loggers=[tensorboard(folder)]),
+        "wandb": lambda: Recorder(loggers=[wandb(folder)]),
+        "dvclive": lambda: Recorder(loggers=[dvclive(folder)]),
     }
     recorders = {name: makers[name]() for name in only}
     blocks = Blocks(recorders, options.block, options.rounds, options.seed)

@@ -81,6 +81,15 @@ CLAIMS = (
     ),
     Claim("Lightning to a server, blocks of 600 steps", "lightning-long", f"server, {LONG}", RATIO, 1.05),
     Claim(
+        "Lightning to SQLite, beside Lightning's loggers",
+        "lightning-peers",
+        f"sqlite, {SHORT}",
+        RATIO,
+        1.05,
+        peers=f"CSV {{csv, {SHORT}}}, TensorBoard {{tensorboard, {SHORT}}}, W&B offline {{wandb, {SHORT}}}, "
+        f"DVCLive {{dvclive, {SHORT}}}, MLFlowLogger {{mlflowlogger, {SHORT}}}",
+    ),
+    Claim(
         "log_metrics of four, in a loop",
         "hot_path",
         "ours",

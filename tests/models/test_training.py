@@ -196,6 +196,22 @@ def test_a_training_that_raises_is_a_failed_run_and_an_answer(birds, store_uri):
     assert run.info.run_id == result.metadata["mlflow_run_id"]
 
 
+def test_what_went_wrong_is_told_without_a_password(birds, store_uri, tmp_path, monkeypatch, caplog):
+    """The exception itself is the user's own, untouched."""
+    (tmp_path / "telling.py").write_text(
+        "from sklearn.dummy import DummyClassifier\n"
+        "class Telling(DummyClassifier):\n"
+        "    def fit(self, X, y):\n        raise OSError('no answer from http://ann:canary@store/rows')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "telling", raising=False)
+    model = {"framework": "custom", "model_type": "telling.Telling"}
+    result = train({"data": SPECIES, "training": {"model": model}}, store_uri)
+    assert "no answer from http://ann:***@store/rows" == result.error_message
+    assert "canary" not in caplog.text
+    assert "canary" in str(result.exception)
+
+
 @pytest.mark.parametrize(
     ("stop", "kind", "status"),
     [
