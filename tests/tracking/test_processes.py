@@ -91,6 +91,15 @@ WAYS = {
     "exit-3": ("sys.exit(3)", 3, "FINISHED"),
     "exception": ("raise ZeroDivisionError('mine')", 1, "FAILED"),
     "ctrl-c": ("import signal; os.kill(os.getpid(), signal.SIGINT); time.sleep(5)", -signal.SIGINT, "KILLED"),
+    # As importing a module at exit does that makes a dataclass; Python then forgets why it ends.
+    "ctrl-c-then-exec": (
+        (
+            "import signal; from mlpipeline.tracking import closing; closing.before_exit(lambda: exec('1')); "
+            "os.kill(os.getpid(), signal.SIGINT); time.sleep(5)"
+        ),
+        -signal.SIGINT,
+        "KILLED",
+    ),
     "sigterm": (
         "import signal; os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)",
         -signal.SIGTERM,
@@ -323,6 +332,24 @@ def test_a_killed_courier_is_replaced_and_nothing_is_lost(
     assert "FINISHED" == found.info.status
     points = client.get_metric_history(found.info.run_id, "loss")
     assert list(range(3000)) == sorted(point.step for point in points)
+
+
+@pytest.mark.server
+def test_an_exit_whose_courier_is_killed_leaves_at_once(server, home: Path, clean_courier: None) -> None:
+    """It waits as long as files arrive, one after the other, and not for another courier."""
+    with FaultyProxy(server.uri) as proxy:
+        proxy.fault = faults.delayed(0.3)
+        process = start(
+            f"{OPEN}    for file in range(60): run.log_text('text', f'{{file}}.txt')",
+            MLFLOW_TRACKING_URI=proxy.uri,
+        )
+        wait_until(lambda: sum("mlflow-artifacts" in path for path in proxy.requests) > 5, home=home)
+        assert process.poll() is None
+        stop_courier(home)
+        began_s = time.monotonic()
+        out, _ = process.communicate(timeout=60)
+        assert time.monotonic() - began_s < 1.5
+        assert 0 == process.returncode, out
 
 
 def test_the_courier_is_nice_to_others_once_it_has_delivered(

@@ -74,7 +74,8 @@ def executed(
     try:
         result = work(context)
     except Exception as error:  # noqa: BLE001 - a stage that fails is an answer, which names its reason
-        message = public_uri(str(error)) or type(error).__name__  # a driver's words may hold a store's password
+        # A driver's words may hold a store's password.
+        message = public_uri(str(error)) or type(error).__name__
         context.logger.error("%s failed: %s", context.stage_name, message)  # noqa: TRY400 - the result has it
         result = ExecutionResult(False, metadata=_recorded.get(), error_message=message, exception=error)
     finally:

@@ -9,6 +9,7 @@ process ends it before this code: then the freed lock tells the courier, and the
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import os
 import sys
@@ -142,6 +143,19 @@ def _close_all() -> None:
         # The second Ctrl-C leaves at once. What was recorded is in the journal.
         for run in runs:
             run.tell()
+    finally:
+        if _last_exception() is KeyboardInterrupt:
+            _interrupted_still()
+
+
+def _interrupted_still() -> None:
+    """Let the process end by SIGINT, as one does that Ctrl-C has ended.
+
+    Python notes that for its end, and forgets it whenever a text is run as code (``run_eval_code_obj`` in
+    its pythonrun.c), such as where a module that is imported now makes a dataclass or a named tuple.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        exec("raise KeyboardInterrupt")  # noqa: S102 - what Python takes note of
 
 
 def _after_fork_in_child() -> None:

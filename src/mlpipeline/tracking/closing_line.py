@@ -27,10 +27,13 @@ def closing_line(run: Run) -> str:
         ]
     uri = public_uri(run.destination.tracking_uri)
     counts = run.counts()
-    if state is None or not state.run_id or counts.pending:
+    is_known = state is not None and bool(state.run_id)
+    if counts.pending or not (is_known or counts.dropped):
         why = f" ({state.problem})" if state and state.problem else ""
         parts.append(f"{counts.pending} records wait in {run._home.path}{why}")  # type: ignore[union-attr]  # noqa: SLF001
         parts.append("send them with: mlpipeline sync")
+    elif state is None or not is_known:
+        pass  # no disk has taken anything
     elif urlsplit(uri).scheme in {"http", "https"}:
         parts.append(f"{uri.rstrip('/')}/#/experiments/{state.experiment_id}/runs/{state.run_id}")
     else:

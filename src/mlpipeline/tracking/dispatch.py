@@ -129,7 +129,7 @@ class Dispatch:
                 if not self._is_told:
                     self._is_told = True
                     logger.warning(
-                        "cannot start the courier: %s. Records are kept; send them with: mlpipeline sync",
+                        "cannot start the courier: %s. What the disk takes is kept; send it with: mlpipeline sync",
                         error,
                     )
 
@@ -219,7 +219,7 @@ class Dispatch:
             patience_s: How long to wait after the last progress.
             has_asked: Somebody asks for delivery, now: what failed before is to be tried again.
             is_exit: The interpreter waits to end: *patience_s* after a first failure it does, also where
-                something moves. The courier goes on.
+                something moves, and at once where the courier is killed. It, or the next one, goes on.
 
         Returns:
             Whether the condition holds now.
@@ -245,7 +245,7 @@ class Dispatch:
     ) -> bool:
         started_s = moved_s = time.monotonic()
         started_ms, failed_s = time.time_ns() // 1_000_000, None
-        hurried_s, last = -1e9, None
+        hurried_s, last, was_served = -1e9, None, False
         while True:
             now_s = time.monotonic()
             if now_s - hurried_s > 1.0:
@@ -255,6 +255,12 @@ class Dispatch:
             if is_met():
                 return True
             report = self._report()
+            if is_exit and was_served and not report and not self._has_left():
+                # Killed, by whoever is short of memory: everything is on the disk, for the next one.
+                self._spawned_s = -1e9
+                self.ensure()
+                return is_met()
+            was_served |= report.get("phase") == "serving"
             if report.get("progress") != last and report.get("phase") == "serving":
                 last, moved_s = report.get("progress"), now_s
             told_ms = self._told_ms(report, destination)
@@ -296,6 +302,10 @@ class Dispatch:
         if report is None or not liveness.is_held(self._post.lock):
             return {}
         return report
+
+    def _has_left(self) -> bool:
+        """Tell whether the courier that is not there has gone by itself."""
+        return (read_file(self._post.report) or {}).get("phase") == "gone"
 
     def _hurry(self) -> None:
         try:

@@ -202,7 +202,7 @@ def sklearn(training):
     rows = np.random.default_rng(0).normal(size=(40, 3))
     if not training.is_recorded:
         return Stepwise().fit(rows, rows.sum(1)).coef_.tolist()
-    estimator = MLflowEstimator(Stepwise(), run_name="training", log_model=False)
+    estimator = MLflowEstimator(Stepwise(), {"run_name": "training", "log_model": False})
     return estimator.fit(rows, rows.sum(1)).estimator_.coef_.tolist()
 
 

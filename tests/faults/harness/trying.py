@@ -423,6 +423,10 @@ class Stage:
         """Look what is in MLflow."""
         return pictures.picture(self.plain_uri, self.name)
 
+    def stored_files(self):
+        """How many files of runs a server of its own has, whether it knows the run or not."""
+        return sum(path.is_file() for path in (self.folder / "artifacts").glob("*/*/artifacts/**/*"))
+
     def account(self):
         """What the home knows of its runs."""
         return accounts(self.seen_home)
@@ -490,17 +494,19 @@ def attempt(bench, scenario, integration):
         letters = pictures.letters(stage.seen_home)
         dropped, tagged = stage.dropped(), stage.tagged() if scenario.drops else None
         refused = sum(account.counts.refused for account in stage.account())
-        taken_back = stage.taken_back
+        taken_back, stored = stage.taken_back, stage.stored_files()
     whole = reference.picture.facts
     must = whole if scenario.strike is None else bench.until_struck(integration, scenario.steps)
     missing = pictures.without_run(must - found.facts) - taken_back
     lost = missing - letters
     if scenario.is_run_gone:
         lost = Counter({fact: count for fact, count in lost.items() if fact[0] not in {"run", "alias"}})
+        # A server takes a file for a run that it does not know any more: there it stands, delivered.
+        lost -= Counter({("artifact",): stored - taken_back["artifact",]})
     if scenario.drops:
-        # What never had a disk is told file by file, and counted record by record.
-        files = sum(count for fact, count in must.items() if fact[0] in {"artifact", "model", "version"})
-        if dropped == (lost.total() if scenario.status else reference.delivered - files):
+        # Without any disk it is counted record by record, and no version without its model.
+        versions = sum(count for fact, count in must.items() if fact[0] == "version")
+        if dropped == (lost.total() if scenario.status else reference.delivered - versions):
             lost = Counter()
     own_s = (
         0.0
