@@ -125,7 +125,7 @@ class Scene:
     def go(self, for_s: float) -> None:
         """Let time pass."""
         end_s = self.clock.now_s + for_s
-        sinks = [SimpleNamespace(answered=0) for _ in self.workers]
+        sinks = [SimpleNamespace(answered=0, load=lambda: None) for _ in self.workers]
         while self.clock.now_s < end_s:
             for worker, sink in zip(self.workers, sinks, strict=True):
                 worker.round("records", sink)  # type: ignore[arg-type]  # the same

@@ -478,6 +478,30 @@ def test_a_model_is_logged_while_the_delivery_thread_imports_mlflow(store_uri: s
     assert "ImportError" not in error
 
 
+def test_no_thread_of_a_courier_imports_a_part_of_mlflow_before_the_whole(store_uri: str) -> None:
+    """A run that is known already begins with params: their import met that of the thread for files, and broke it."""
+    offline = {"MLFLOW_TRACKING_URI": store_uri, "MLPIPELINE_DELIVERY": "offline"}
+    assert 0 == run_script(OPEN, **offline)[0]
+    code, out, error = run_script(
+        """
+        import sys
+        from pathlib import Path
+        from mlpipeline.tracking.delivery import RunDelivery
+        from mlpipeline.tracking.home import Home, default_home
+        from mlpipeline.tracking.sync import send_all
+        for name in ("deliver", "upload"):
+            def seen(self, *args, _real=getattr(RunDelivery, name), _name=name):
+                print(_name, hasattr(sys.modules.get("mlflow"), "MlflowClient"))
+                return _real(self, *args)
+            setattr(RunDelivery, name, seen)
+        assert "mlflow" not in sys.modules
+        send_all(Home(default_home()))
+        """
+    )
+    assert 0 == code, error
+    assert {"deliver True", "upload True"} == set(out.splitlines())
+
+
 def test_the_exit_waits_once_however_many_runs_wait() -> None:
     """A server that only says 503 is waited for as long with a dozen runs as with one."""
 

@@ -70,7 +70,9 @@ def sync(journal_dir: str | None, is_json: bool, any_user: bool) -> None:
     )
     left = accounts(home)
     _print_sync(sent, left, is_json=is_json)
-    if sent.pending or not all(account.is_readable for account in left):
+    # Who lives and has no trouble has recorded it since.
+    well = {account.uid for account in left if account.is_live and not account.problem}
+    if any(after[uid].pending for uid in after.keys() - well) or not all(one.is_readable for one in left):
         sys.exit(EXIT_PENDING)
     if sent.refused:
         sys.exit(EXIT_REFUSED)

@@ -638,6 +638,15 @@ class MlflowSink:
 
     # --- connection ------------------------------------------------------------------------------
 
+    @staticmethod
+    def load() -> None:
+        """Import MLflow whole, before any part of it.
+
+        An import of ``mlflow.entities`` holds that name while it waits for ``mlflow``, which in another thread waits
+        for ``mlflow.entities``: Python breaks the deadlock, and leaves half a package for the rest of the process.
+        """
+        import mlflow  # noqa: F401
+
     @property
     def is_connected(self) -> bool:
         """Whether MLflow is imported and the store is there; of a server nothing was asked yet."""

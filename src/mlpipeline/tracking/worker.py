@@ -382,6 +382,7 @@ class Worker:
         before_s, was_starting, answered = time.thread_time(), self.is_starting, sink.answered
         run.waits.discard(kind)
         try:
+            sink.load()
             has_moved = self._deliver(delivery, sink) if kind == "records" else self._upload(delivery, sink)
             self.is_starting &= not has_moved
         except NotYet:
