@@ -219,7 +219,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
             is_plain = all(len(values) == epoch + 1 and type(values[-1]) is float for values in self._lists)
             is_all = self._rules.log_every_n_steps is None and not self._fold_metrics
             if is_plain and is_all:
-                self._row = self._run.log_row(tuple(metrics))
+                self._row = self._run.row_logger(tuple(metrics))
         self._recorded = epoch
 
     def _grown(self) -> Mapping[str, Mapping[str, list[Any]]]:

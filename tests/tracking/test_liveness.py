@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlpipeline import MLflowConfig
-from mlpipeline.tracking import liveness
+from mlpipeline.tracking import durability, liveness
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
 
@@ -248,6 +248,7 @@ def test_a_worker_that_is_handed_a_run_a_hundred_times_writes_one_journal(
 ) -> None:
     """One handle per task, as joblib does it: no more files than the first one opened, and each point once."""
     run = open_run(offline(store_uri))
+    durability.finish()  # its thread has the journal open for a moment
     handed = pickle.dumps(run)
     descriptors = set()
     for step in range(100):

@@ -690,3 +690,35 @@ def test_texts_that_no_database_stores_are_escaped(either_store, mlflow_client):
         run.data.tags["later"],
         run.data.tags["mlflow.note.content"],
     )
+
+
+def test_what_a_thread_nests_is_its_own() -> None:
+    """Folds trained at once do not get each other's values, nor does the thread that began the run."""
+    tracker = MLflowTracker(delivery="offline")
+    together = threading.Barrier(3, timeout=30)
+    seen = []
+
+    def fold() -> None:
+        with tracker.run() as mine:
+            together.wait()
+            seen.append(tracker.active_run is mine)
+            together.wait()
+        seen.append(tracker.active_run is outer)
+
+    with tracker:
+        outer = tracker.active_run
+        threads = [threading.Thread(target=fold) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        together.wait()
+        seen.append(tracker.active_run is outer)
+        together.wait()
+        for thread in threads:
+            thread.join()
+        with tracker.run() as inner:
+            # Who helps with a nested run is not to ask for it.
+            helper = threading.Thread(target=lambda: seen.append(tracker.active_run is inner))
+            helper.start()
+            helper.join()
+    assert [True] * 6 == seen
+    assert tracker.active_run is None

@@ -252,7 +252,7 @@ class Run:
         """Record one value of one metric; see `log_metrics`."""
         self.log_metrics({key: value}, step)
 
-    def log_row(self, names: tuple[str, ...]) -> Callable[[list[float], int], None]:
+    def row_logger(self, names: tuple[str, ...]) -> Callable[[list[float], int], None]:
         """Return a function that records one value per name at a step: `log_metrics` where the names stay the same.
 
         It does in fewer steps what `log_metrics` does, which counts where a training's own work has pushed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.config import MLflowConfig
@@ -15,7 +17,6 @@ from mlpipeline.tracking.opening import destination_of, open_run, resolved
 from mlpipeline.tracking.trainings import kind_of, status_of
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 class MLflowTracker:
     """Starts runs and records to them without touching MLflow's fluent state.
 
-    Each tracker has its own active run, whatever thread it is used from. As a context manager it
-    starts a run and ends it with the status the block deserves::
+    Each tracker has its own active run, whatever thread it is used from; what a thread nests under a run that another
+    thread began is active in that thread alone. As a context manager it starts a run and ends it with the status the
+    block deserves::
 
         with MLflowTracker(MLflowConfig(experiment_name="digits")) as tracker:
             tracker.log_params({"lr": 0.1})
@@ -52,6 +54,10 @@ class MLflowTracker:
     ) -> None:
         self.config = MLflowConfig.of(config, **overrides)
         self._runs: list[Run] = []
+        self._beginner = 0  # the thread that opened the first of them
+        self._nested: dict[
+            tuple[int, int], list[Run]
+        ] = {}  # by process and thread, what others nested under it
         self._opened: list[Run] = []
         self._last: Run | None = None
 
@@ -60,12 +66,15 @@ class MLflowTracker:
     @property
     def active_run(self) -> Run | None:
         """The innermost run that was started and not ended."""
-        return self._runs[-1] if self._runs else None
+        return runs[-1] if (runs := self._here()) else None
+
+    def _here(self) -> list[Run]:
+        return self._nested.get((os.getpid(), threading.get_ident())) or self._runs
 
     @property
     def run_id(self) -> str | None:
         """Id of the active run; see `Run.run_id`."""
-        return self._runs[-1].run_id if self._runs else None
+        return run.run_id if (run := self.active_run) else None
 
     def start_run(
         self,
@@ -92,9 +101,9 @@ class MLflowTracker:
         Raises:
             UsageError: A run of this tracker is active already.
         """
-        if self._runs:
+        if (active := self.active_run) is not None:
             raise UsageError(
-                f"run {self._runs[-1].uid} is still active; call end_run() first, "
+                f"run {active.uid} is still active; call end_run() first, "
                 "or open a nested run with tracker.run()"
             )
         options: dict[str, Any] = {"run_name": run_name, "description": description}
@@ -111,7 +120,8 @@ class MLflowTracker:
     ) -> _Nested:
         """Return a context manager whose run is nested under the active one.
 
-        ``with tracker.run("fold-1") as run:`` makes it the active run inside the block.
+        ``with tracker.run("fold-1") as run:`` makes it the active run inside the block, and where another thread
+        began the outer run, in this thread alone: folds may be trained at once.
         """
         return _Nested(self, run_name, tags, description)
 
@@ -124,15 +134,23 @@ class MLflowTracker:
             # A child goes where its parent is, and is a run with a name of its own.
             config = parent.config.replace(run_id=None, run_name=None, description=None)
         run = open_run(config.replace(**given), parent=parent, tags=tags)
-        self._runs.append(run)
+        thread = threading.get_ident()
+        if not self._runs:
+            self._beginner = thread
+        if thread == self._beginner:
+            self._runs.append(run)
+        else:
+            self._nested.setdefault((os.getpid(), thread), []).append(run)
         self._opened.append(run)
         return run
 
     def end_run(self, status: str = "FINISHED") -> None:
         """End the active run; see `Run.end`. Without one, nothing happens."""
-        if self._runs:
-            self._last = self._runs.pop()
+        if runs := self._here():
+            self._last = runs.pop()
             self._last.end(status)
+            if not runs:
+                self._nested.pop((os.getpid(), threading.get_ident()), None)
 
     def __enter__(self) -> Self:
         self._open(None, {})
@@ -145,9 +163,9 @@ class MLflowTracker:
             self.end_run(status_of(kind_of(error)))
 
     def _active(self, call: str) -> Run:
-        if not self._runs:
+        if (active := self.active_run) is None:
             raise UsageError(f"{call}: no run is active; call start_run() first")
-        return self._runs[-1]
+        return active
 
     # --- logging ---------------------------------------------------------------------------------
 
