@@ -41,6 +41,9 @@ Delivery = Literal["auto", "process", "thread", "offline"]
 PATIENCE_S = 2.0
 """How long a wait lasts after the courier's last progress."""
 
+EXIT_PATIENCE_S = 1.7
+"""The same at exit, so that a fault makes a training no more than 2 seconds longer in all."""
+
 _POLL_S = 0.02
 _FIRST_SIGN_S = 8.0
 

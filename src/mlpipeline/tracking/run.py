@@ -26,7 +26,7 @@ from mlpipeline.core.errors import UnloggableError, UsageError
 from mlpipeline.tracking import closing, files, names
 from mlpipeline.tracking.account import LOCAL_PREFIX, DeliveryCounts, counts_of
 from mlpipeline.tracking.children import ChildJournal
-from mlpipeline.tracking.dispatch import Dispatch, dispatch_for
+from mlpipeline.tracking.dispatch import EXIT_PATIENCE_S, PATIENCE_S, Dispatch, dispatch_for
 from mlpipeline.tracking.journal import AttachedJournal, JournalWriter, attached_journal
 from mlpipeline.tracking.params import flatten_params
 from mlpipeline.tracking.records import Kind
@@ -761,8 +761,13 @@ class Run:
 
     def _wait(self, insist_s: float | None, *, is_exit: bool = False) -> None:
         if self._home is not None and not self._is_traceless():
-            where = self._destination_key()
-            self._dispatch().wait(self.is_delivered, destination=where, insist_s=insist_s, is_exit=is_exit)
+            self._dispatch().wait(
+                self.is_delivered,
+                destination=self._destination_key(),
+                insist_s=insist_s,
+                patience_s=EXIT_PATIENCE_S if is_exit else PATIENCE_S,
+                is_exit=is_exit,
+            )
 
     def sync(self) -> None:
         """Wait until what was recorded here would survive a power cut (0.2-2.7 ms on an idle disk)."""

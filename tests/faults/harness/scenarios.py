@@ -410,7 +410,6 @@ SCENARIOS = (
         "Each answer drips, a byte every millisecond.",
         network(lambda: faults.dripped(0.001)),
         lasts=True,
-        longer_at_most_s=WHILE_IT_MOVES_S,
     ),
     Scenario(
         "late",
