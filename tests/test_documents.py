@@ -109,7 +109,7 @@ def test_the_times_of_the_delivery_page_are_those_of_the_code():
     """Numbers that a change of a constant would make false."""
     text = " ".join(page("delivery").split())
     assert f"leaves {courier.LINGER_S:g} seconds after" in text
-    assert f"{dispatch.PATIENCE_S:g} seconds after progress stops" in text
+    assert f"{dispatch.EXIT_PATIENCE_S:g} seconds after progress stops" in text
     assert f"its record in `done/` {home.DONE_KEPT_DAYS} days later" in text
     assert "a twentieth of one core" in text
     assert 1 / 20 == worker.CPU_SHARE

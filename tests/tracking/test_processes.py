@@ -338,9 +338,9 @@ def test_a_killed_courier_is_replaced_and_nothing_is_lost(
 def test_an_exit_whose_courier_is_killed_leaves_at_once(server, home: Path, clean_courier: None) -> None:
     """It waits as long as files arrive, one after the other, and not for another courier."""
     with FaultyProxy(server.uri) as proxy:
-        proxy.fault = faults.delayed(0.3)
+        proxy.fault = faults.delayed(0.1)
         process = start(
-            f"{OPEN}    for file in range(60): run.log_text('text', f'{{file}}.txt')",
+            f"{OPEN}    for file in range(150): run.log_text('text', f'{{file}}.txt')",
             MLFLOW_TRACKING_URI=proxy.uri,
         )
         wait_until(lambda: sum("mlflow-artifacts" in path for path in proxy.requests) > 5, home=home)

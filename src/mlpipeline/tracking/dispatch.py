@@ -258,7 +258,8 @@ class Dispatch:
             if is_met():
                 return True
             report = self._report()
-            if is_exit and was_served and not report and not self._has_left():
+            must_insist = insist_s is not None and now_s - started_s < insist_s
+            if is_exit and not must_insist and was_served and not report and not self._has_left():
                 # Killed, by whoever is short of memory: everything is on the disk, for the next one.
                 self._spawned_s = -1e9
                 self.ensure()
@@ -269,7 +270,6 @@ class Dispatch:
             told_ms = self._told_ms(report, destination)
             if failed_s is None and told_ms >= started_ms and is_exit:
                 failed_s = now_s
-            must_insist = insist_s is not None and now_s - started_s < insist_s
             if not must_insist:
                 has_sign = last is not None
                 if now_s - moved_s > (patience_s if has_sign else _FIRST_SIGN_S):
