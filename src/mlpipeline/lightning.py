@@ -307,15 +307,15 @@ class MLflowCallback(Recorded, pl.Callback):
         every = self._rules.log_every_n_steps
         if every is not None and not self._is_epoch_end and _is_fitting(trainer) and (step + 1) % every:
             return
-        if trainer.training and not self._is_epoch_end and self._rated_step != step:
+        if self._rated_step != step and not self._is_epoch_end and trainer.training:
             metrics = {**metrics, **self._rates}
             self._rated_step = step
-        if "epoch" in metrics:
+        if (epoch := metrics.get("epoch")) is not None:
             # Lightning adds the epoch to every record; once per step is enough.
-            if self._last_epoch == (step, metrics["epoch"]):
+            if self._last_epoch == (step, epoch):
                 metrics = {name: value for name, value in metrics.items() if name != "epoch"}
             else:
-                self._last_epoch = (step, metrics["epoch"])
+                self._last_epoch = (step, epoch)
         self._record(metrics, step, trainer.current_epoch if self._is_epoch_end else None)
 
     def _saved(self, checkpoint: Any) -> None:
@@ -415,7 +415,10 @@ class _Loggers(list[Any]):
 
     def is_heard_by(self, callback: MLflowCallback) -> bool:
         """Tell whether a callback's listener takes part."""
-        return any(item.callback is callback for item in self._listeners)
+        for item in self._listeners:  # noqa: SIM110 - asked at every step: a generator costs twice as much
+            if item.callback is callback:
+                return True
+        return False
 
     def __iter__(self) -> Iterator[Any]:
         yield from super().__iter__()
@@ -461,8 +464,10 @@ def hyperparameters(trainer: Any, module: Any) -> Iterator[dict[str, Any]]:
 
 def _learning_rates(trainer: Any) -> dict[str, float]:
     """Return the learning rates, unless a LearningRateMonitor records them."""
-    is_monitored = any(type(callback).__name__ == "LearningRateMonitor" for callback in trainer.callbacks)
-    return {} if is_monitored else learning_rates(trainer.optimizers)
+    for callback in trainer.callbacks:
+        if type(callback).__name__ == "LearningRateMonitor":
+            return {}
+    return learning_rates(trainer.optimizers)
 
 
 def _log_early_stopping(run: Run, trainer: Any) -> None:
