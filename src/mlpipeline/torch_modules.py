@@ -254,9 +254,6 @@ def numbered(name: str, index: int) -> str:
 
 def learning_rates(optimizers: Iterable[Any]) -> dict[str, float]:
     """Return the learning rate per parameter group, named as Lightning's LearningRateMonitor names them."""
-    optimizers = list(optimizers)
-    if len(optimizers) == 1 and len(groups := optimizers[0].param_groups) == 1:
-        return {f"lr-{type(optimizers[0]).__name__}": groups[0]["lr"]}  # asked at every step
     rates: dict[str, float] = {}
     for optimizer in optimizers:
         name = base = f"lr-{type(optimizer).__name__}"
