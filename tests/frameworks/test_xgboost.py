@@ -984,6 +984,8 @@ def test_what_cannot_be_recorded_does_not_stop_a_training(recorded, monkeypatch,
     assert {"could not record hyperparameters"} == {
         entry.getMessage() for entry in caplog.records if entry.name == "mlpipeline"
     }
+    files = {f"feature_importance_{kind}.{end}" for kind in ("weight", "gain") for end in ("json", "svg")}
+    assert files <= set(recorded.artifacts)
 
 
 def test_every_importance_that_xgboost_has_is_accepted():

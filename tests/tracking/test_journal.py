@@ -492,16 +492,18 @@ def _counted(points: list[Point]) -> dict[str, int]:
     return counted
 
 
-@pytest.mark.parametrize(("is_durable", "asked"), [(False, 0), (True, 1)])
-def test_a_journal_of_what_is_past_asks_for_no_disk(is_durable, asked, tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_durable", [False, True])
+def test_a_journal_of_what_is_past_asks_for_no_disk(is_durable, tmp_path, monkeypatch):
     """A fold or a trial is recorded in one go, and by the hundred."""
     synced = []
     monkeypatch.setattr(os, "fdatasync", synced.append)
     writer = JournalWriter(Home(tmp_path / "home"), new_uid(), HEADER, is_durable=is_durable)
+    writer.open()
+    durability.finish()  # or start and end may be one
     writer.append(Kind.END, {"status": "FINISHED"}, is_synced=True)
     writer.close()
     durability.finish()
-    assert asked == min(len(synced), 1)
+    assert 2 * is_durable == len(synced)
 
 
 def test_nobody_waits_for_a_slow_disk(tmp_path, monkeypatch):

@@ -111,16 +111,18 @@ def _forget_fluent_state() -> None:
     mlflow.set_registry_uri(None)
     mlflow.tracking.fluent._active_experiment_id = None  # noqa: SLF001 - set_experiment has no way back
     # MLflow keeps stores and engines by their URIs, and a relative one is the file of the folder where it was used first.
-    for kind, package in (("tracking", "_tracking_service"), ("model_registry", "_model_registry")):
-        module = sys.modules.get(f"mlflow.store.{kind}.sqlalchemy_store")
-        engines = getattr(getattr(module, "SqlAlchemyStore", None), "_engine_map", {})
+    for kind, package, name in (
+        ("tracking", "_tracking_service", "TrackingStoreRegistry"),
+        ("model_registry", "_model_registry", "ModelRegistryStoreRegistry"),
+    ):
+        stores = sys.modules.get(f"mlflow.store.{kind}.sqlalchemy_store")
+        engines = getattr(getattr(stores, "SqlAlchemyStore", None), "_engine_map", {})
         for uri in [uri for uri in engines if uri.startswith("sqlite:///") and uri[10] != "/"]:
             engines.pop(uri).dispose()
-        registry = sys.modules[f"mlflow.tracking.{package}.registry"]
-        for name in ("TrackingStoreRegistry", "ModelRegistryStoreRegistry"):
-            cached = getattr(getattr(registry, name, None), "_get_store_with_resolved_uri", None)
-            if cached is not None:
-                cached.cache_clear()
+        registry = sys.modules.get(f"mlflow.tracking.{package}.registry")  # read from what MLflow has loaded
+        by_uri = getattr(getattr(registry, name, None), "_get_store_with_resolved_uri", None)
+        if by_uri is not None:
+            by_uri.cache_clear()
 
 
 def _forget_runs() -> None:
