@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from mlpipeline.testing.faults import FaultyProxy
 from mlpipeline.testing.places import wait_until
 from mlpipeline.tracking import liveness
 from mlpipeline.tracking.account import account_of, courier_reports
+from mlpipeline.tracking.courier import LINGER_S
 from mlpipeline.tracking.dispatch import Dispatch
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
@@ -69,6 +71,14 @@ def stop_courier(home: Path) -> None:
     """End the courier process of a home, if there is one."""
     for report in courier_reports(Home(home)):
         os.kill(report["pid"], signal.SIGKILL)
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process lives; a zombie that nobody has fetched yet does not, and has no command line."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
 
 
 @pytest.fixture
@@ -350,6 +360,17 @@ def test_an_exit_whose_courier_is_killed_leaves_at_once(server, home: Path, clea
         out, _ = process.communicate(timeout=60)
         assert time.monotonic() - began_s < 1.5
         assert 0 == process.returncode, out
+
+
+@pytest.mark.parametrize("what", ["home", "run"])
+def test_a_courier_leaves_when_what_it_serves_is_deleted(what: str, home: Path, clean_courier: None) -> None:
+    """By hand, or with the temporary folder that it lies in; also what waits for a server, while its training lives."""
+    run = open_run(MLflowConfig(tracking_uri=NOBODY, experiment_name="deleted"))
+    run.log_metrics({"loss": 0.5}, step=0)
+    wait_until(lambda: courier_reports(Home(home)), home=home)
+    (report,) = courier_reports(Home(home))
+    shutil.rmtree(home if what == "home" else Home(home).run(run.uid).path)
+    wait_until(lambda: not is_running(report["pid"]), home=home, within_s=LINGER_S + 20)
 
 
 def test_the_courier_is_nice_to_others_once_it_has_delivered(

@@ -143,7 +143,7 @@ class Courier:
             self.home.forget_done()
             while True:
                 self._serve(until_idle=until_idle)
-                if self._post.successor.exists():
+                if self._post.successor.exists() or not liveness.still_holds(self._post.lock):
                     self._leave()
                     return True
                 # A writer that probed the lock a moment ago believed itself served: look again
@@ -188,8 +188,10 @@ class Courier:
         idle_since_s: float | None = None
         while not self._stop.is_set():
             self._look()
-            self._report("serving")
             now_s = time.monotonic()
+            if not liveness.still_holds(self._post.lock):
+                return  # the home was deleted; in one made again, another courier serves
+            self._report("serving")
             if self._post.successor.exists():
                 return
             if until_idle:
@@ -242,6 +244,11 @@ class Courier:
 
     def _look_at(self, uid: str, delivery: RunDelivery, worker: Worker | None) -> bool:
         """Bring a run on its way, or to its end; return whether somebody writes to it."""
+        if not delivery.folder.path.exists():  # deleted by hand: nothing is left to deliver
+            if worker is not None:
+                worker.remove(uid)
+            del self._deliveries[uid]
+            return False
         if worker is None:
             if not delivery.look():
                 return False

@@ -104,6 +104,18 @@ def release(path: Path) -> None:
             os.close(lock.descriptor)
 
 
+def still_holds(path: Path) -> bool:
+    """Tell whether *path* leads to the very file that this process holds: it may have been deleted meanwhile."""
+    lock = _held.get(path)
+    try:
+        about = os.stat(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return lock is not None  # nothing is known then
+    return lock is not None and lock.file == (about.st_dev, about.st_ino)
+
+
 def is_held(path: Path, owner_host: str | None = None) -> bool:
     """Tell whether a living process holds the lock of *path*, without ever taking it.
 
