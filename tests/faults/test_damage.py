@@ -164,7 +164,7 @@ def test_a_flipped_bit_in_one_of_several_segments_costs_its_own_frame(count, tmp
         assert damaged >= 1, (number, bit)
     title = f"{count} flipped bits in a journal of {len(segments)} segments"
     text = "the same, and none costs a record of another segment"
-    record_property(FIGURE, {**figure(title, text), "key": "flipped bits in segments"})
+    record_property(FIGURE, figure(title, text))
 
 
 def test_a_journal_of_a_newer_version_is_told_from_one_with_a_damaged_version(journal, tmp_path):

@@ -172,7 +172,7 @@ def test_under_ever_new_faults_nothing_grows_and_all_arrives_once(
     assert any(1 not in there for there in numbers if there), "no segment went before the end"
     longest = max(couriers.values(), key=lambda samples: len(samples.memory_kb))
     grown_mb = [samples.assert_constant() for samples in (trainer, longest)]
-    title = f"{steps * KEYS} points in {lasts_s} s, and another fault every {every_s:g} s"
+    title = f"{steps * KEYS} points in {lasts_s} s, and another fault every {every_s:.1f} s"
     text = (
         f"0 lost, 0 doubled; the training grew by {grown_mb[0]:.0f} MB, the courier by {grown_mb[1]:.0f} MB"
     )

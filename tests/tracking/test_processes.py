@@ -607,3 +607,25 @@ def test_a_server_that_fails_now_and_then_holds_the_exit_for_two_seconds(
         assert time.monotonic() - began_s < 5
         assert run.counts().pending
         assert 0 == run.wait(insist_s=90).pending
+
+
+@pytest.mark.server
+def test_a_server_that_is_slow_in_everything_holds_the_exit_for_two_seconds(
+    server, home: Path, clean_courier: None
+) -> None:
+    """Its files alone would take half a minute; the courier goes on by itself."""
+    with FaultyProxy(server.uri) as proxy:
+        proxy.fault = faults.delayed(0.5)
+        run = open_run(MLflowConfig(tracking_uri=proxy.uri, experiment_name="slow"))
+        for step in range(10):
+            run.log_metrics({"loss": 1 / (1 + step)}, step=step)
+        wait_until(lambda: len(proxy.requests) > 3, home=home)
+        for number in range(60):
+            run.log_text("one request each", f"{number}.txt")
+        run.end()
+        began_s = time.monotonic()
+        run.settle()
+        assert time.monotonic() - began_s < 4
+        assert run.counts().pending
+        proxy.fault = faults.passed
+        assert 0 == run.wait(insist_s=90).pending

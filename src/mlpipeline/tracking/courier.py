@@ -329,6 +329,7 @@ class Courier:
                     "is_closed": worker.is_down or worker.is_denied,
                     "told_ms": worker.told_ms,
                     "is_starting": worker.is_starting,
+                    "is_slow": worker.is_slow,
                 }
                 for key, worker in self._workers.items()
             },

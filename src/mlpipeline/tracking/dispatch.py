@@ -222,7 +222,8 @@ class Dispatch:
             patience_s: How long to wait after the last progress.
             has_asked: Somebody asks for delivery, now: what failed before is to be tried again.
             is_exit: The interpreter waits to end: *patience_s* after a first failure it does, also where
-                something moves, and at once where the courier is killed. It, or the next one, goes on.
+                something moves, and *patience_s* in all where each call takes long; at once where the courier
+                is killed. It, or the next one, goes on.
 
         Returns:
             Whether the condition holds now.
@@ -270,6 +271,8 @@ class Dispatch:
             told_ms = self._told_ms(report, destination)
             if failed_s is None and told_ms >= started_ms and is_exit:
                 failed_s = now_s
+            if is_exit and self._is_all(report, destination, "is_slow"):
+                failed_s = started_s
             if not must_insist:
                 has_sign = last is not None
                 if now_s - moved_s > (patience_s if has_sign else _FIRST_SIGN_S):
@@ -278,15 +281,16 @@ class Dispatch:
                     return is_met()
                 if (
                     has_sign
-                    and self._is_closed(report, destination)
+                    and self._is_all(report, destination, "is_closed")
                     and (told_ms >= started_ms or not has_asked)
                 ):
                     return is_met()
             time.sleep(_POLL_S)
 
-    def _is_closed(self, report: dict[str, Any], destination: str | None) -> bool:
+    def _is_all(self, report: dict[str, Any], destination: str | None, what: str) -> bool:
+        """Tell whether something is said of the destination, or of each."""
         found = self._workers(report, destination)
-        return bool(found) and all(worker.get("is_closed") for worker in found)
+        return bool(found) and all(worker.get(what) for worker in found)
 
     def _told_ms(self, report: dict[str, Any], destination: str | None) -> int:
         """Return when a call failed last, of the destination that was heard of least lately."""

@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -72,6 +73,10 @@ _DENIED = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
 
 _LONGEST_RETRY_AFTER_S = 600.0
 """A server that asks for more is asked again all the same."""
+
+_SLOW_S = 0.4
+_LAST_CALLS = 3
+"""A server beside us takes 10 to 260 ms for a call, a busy one more now and then."""
 
 _T = TypeVar("_T")
 
@@ -238,6 +243,7 @@ class MlflowSink:
 
     Attributes:
         answered: How many calls were taken; tells whether anything was asked in the meantime.
+        took_s: How long the last few of them took.
     """
 
     def __init__(
@@ -255,6 +261,7 @@ class MlflowSink:
         self._client: MlflowClient | None = None
         self._rows: PointRows | None = None
         self.answered = 0
+        self.took_s: deque[float] = deque(maxlen=_LAST_CALLS)
 
     # --- runs ------------------------------------------------------------------------------------
 
@@ -707,7 +714,13 @@ class MlflowSink:
 
         return SqlAlchemyStore(with_credentials(self.destination.tracking_uri), root)  # type: ignore[no-untyped-call]  # MLflow's own
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether each of the last few calls took long: making a store does once, a server far away always."""
+        return len(self.took_s) == _LAST_CALLS and min(self.took_s) >= _SLOW_S
+
     def _do(self, call: Callable[[], _T]) -> _T:
+        began_s = time.monotonic()
         try:
             result = call()
         except (Unavailable, Refused):
@@ -715,6 +728,7 @@ class MlflowSink:
         except Exception as error:
             raise judged(error) from error
         self.answered += 1
+        self.took_s.append(time.monotonic() - began_s)
         return result
 
 

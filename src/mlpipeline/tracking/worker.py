@@ -247,7 +247,7 @@ class Worker:
         # What failed last: the other thread tries next, unless it is busy.
         self._gives_way: _Kind | None = None
         self._allowance = Allowance()
-        self._sinks: list[MlflowSink] = []
+        self._sinks: dict[_Kind, MlflowSink] = {}
         self._has_runs = threading.Event()  # nothing to do costs nothing
         self._threads = [
             threading.Thread(target=self._serve, args=(kind,), daemon=True, name=f"mlpipeline-{kind}")
@@ -312,14 +312,24 @@ class Worker:
     def is_connecting(self) -> bool:
         """Whether MLflow is still being imported, or a store made: seconds without a record delivered."""
         is_late = self._clock() - self.started_s > STARTING_AT_MOST_S
-        return self.is_starting and not is_late and not any(sink.is_connected for sink in self._sinks)
+        return (
+            self.is_starting
+            and not is_late
+            and not any(sink.is_connected for sink in list(self._sinks.values()))
+        )
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether each call takes long there. Only of records: a large file takes long anywhere."""
+        sink = self._sinks.get("records")
+        return sink is not None and sink.is_slow
 
     def _serve(self, kind: _Kind) -> None:
         courier = self._courier
         sink = MlflowSink(
             self.destination, owns_process=courier.owns_process, is_for_anybody=courier.is_for_anybody
         )
-        self._sinks.append(sink)
+        self._sinks[kind] = sink
         while not self._courier.is_stopping():
             self._has_runs.wait()
             if self.round(kind, sink):

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 LONGER_AT_MOST_S = 2.0
 """In all; a step, too, may take no longer than that."""
 
-WHILE_IT_MOVES_S = 20.0
-"""Where a server takes all, but slowly: the exit waits as long as something moves, see `Dispatch.wait`."""
-
 LONG = 120
 """Steps of a training in whose middle a server is restarted."""
 
@@ -367,7 +364,6 @@ SCENARIOS = (
         "Each request waits for 0.5 s before it goes on.",
         network(lambda: faults.delayed(0.5)),
         lasts=True,
-        longer_at_most_s=WHILE_IT_MOVES_S,
         fluent="training 7.4 -> 23.5 s, 0 lost",
     ),
     Scenario(
