@@ -28,7 +28,7 @@ from mlpipeline.core.errors import MissingExtraError, UsageError
 from mlpipeline.tracking.recorded import Recorded, unharmed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mlpipeline.tracking.run import Run
 
@@ -61,6 +61,7 @@ from mlpipeline.torch_modules import (
 logger = logging.getLogger("mlpipeline")
 
 _RUN_UID = "mlpipeline.run_uid"
+_NUMBERS = frozenset({float, int})
 
 
 class MLflowCallback(Recorded, pl.Callback):
@@ -98,11 +99,16 @@ class MLflowCallback(Recorded, pl.Callback):
 
     def _reset(self) -> None:
         self._example: Example | None = None
+        self._is_example_taken = False
         self._saved_steps: dict[str, int] = {}
         self._is_epoch_end = False
         self._last_epoch = (-1, -1.0)
         self._rates: dict[str, float] = {}
+        self._rated: list[tuple[type, int]] = []  # whose they are: kinds of optimizers, and how many groups
+        self._has_monitor = False
         self._rated_step = -1
+        self._row: Callable[[list[float], int], None] | None = None
+        self._row_names: tuple[str, ...] = ()
         self._epoch_samples = 0
         self._epoch_started_s = time.perf_counter()
         self._evaluation_s = self._evaluation_started_s = 0.0
@@ -148,6 +154,7 @@ class MLflowCallback(Recorded, pl.Callback):
         """Record hyperparameters and datasets; optimizers and loaders exist by now."""
         if (run := self._active(trainer)) is None:
             return
+        self._has_monitor = any(type(one).__name__ == "LearningRateMonitor" for one in trainer.callbacks)
         with unharmed("hyperparameters"):
             for found in hyperparameters(trainer, pl_module):
                 run.log_params({key: value for key, value in found.items() if key not in self._params})
@@ -252,20 +259,33 @@ class MLflowCallback(Recorded, pl.Callback):
             return
         self._attach(trainer)  # not in on_train_epoch_start, which a training resumed mid-epoch skips
         run.step = _logger_step(trainer)
-        self._rates = _learning_rates(trainer)
+        if not self._has_monitor:  # which records them itself
+            self._read_rates(trainer.optimizers)
         self._epoch_samples += rows_of(batch)
         if self._example is None:
             self._example = Example(pl_module, batch)
+            self._is_example_taken = False
+
+    def _read_rates(self, optimizers: Sequence[Any]) -> None:
+        """Note the learning rates; their names are made only where there are others than before."""
+        rated = [(type(optimizer), len(optimizer.param_groups)) for optimizer in optimizers]
+        if rated == self._rated:
+            values = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+            self._rates = dict(zip(self._rates, values, strict=True))
+        else:
+            self._rated, self._rates = rated, learning_rates(optimizers)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Record the steps that the user asks for and Lightning would not log."""
-        if (run := self._active(trainer)) is None:
+        every = self._rules.log_every_n_steps
+        if (every is None and self._is_example_taken) or (run := self._active(trainer)) is None:
             return
         if self._example is not None:
             self._example.release()
-        every, step = self._rules.log_every_n_steps, run.step or 0
+            self._is_example_taken = True
+        step = run.step or 0
         connector = trainer._logger_connector  # noqa: SLF001 - nothing public has the metrics of a step
         if every is None or (step + 1) % every or connector.should_update_logs or trainer.fast_dev_run:
             return
@@ -294,8 +314,9 @@ class MLflowCallback(Recorded, pl.Callback):
     # --- metrics ------------------------------------------------------------------------------------
 
     def _attach(self, trainer: Any) -> None:
-        if not (isinstance(trainer.loggers, _Loggers) and trainer.loggers.is_heard_by(self)):
-            trainer.loggers = _Loggers(trainer.loggers, _Listener(self, trainer))
+        loggers = trainer.loggers
+        if not (isinstance(loggers, _Loggers) and loggers.is_heard_by(self)):
+            trainer.loggers = _Loggers(loggers, _Listener(self, trainer))
 
     def _detach(self, trainer: Any) -> None:
         trainer.loggers = [item for item in trainer.loggers if not isinstance(item, _Listener)]
@@ -308,8 +329,10 @@ class MLflowCallback(Recorded, pl.Callback):
         if every is not None and not self._is_epoch_end and _is_fitting(trainer) and (step + 1) % every:
             return
         if self._rated_step != step and not self._is_epoch_end and trainer.training:
-            metrics = {**metrics, **self._rates}
             self._rated_step = step
+            if self._is_plain_step(metrics, step):
+                return
+            metrics = {**metrics, **self._rates}
         if (epoch := metrics.get("epoch")) is not None:
             # Lightning adds the epoch to every record; once per step is enough.
             if self._last_epoch == (step, epoch):
@@ -317,6 +340,22 @@ class MLflowCallback(Recorded, pl.Callback):
             else:
                 self._last_epoch = (step, epoch)
         self._record(metrics, step, trainer.current_epoch if self._is_epoch_end else None)
+
+    def _is_plain_step(self, metrics: Mapping[str, Any], step: int) -> bool:
+        """Record a step of the same metrics as the one before, in few steps; tell whether it was one."""
+        names = (*metrics, *self._rates)
+        values = [*metrics.values(), *self._rates.values()]
+        if self._last_epoch[0] == step or not _NUMBERS.issuperset(map(type, values)):
+            return False
+        if names != self._row_names:
+            self._row_names, self._row = names, None
+            if len(set(names)) == len(names):
+                self._row = self._run.row_logger(names)  # type: ignore[union-attr]  # it is active
+        if self._row is None:
+            return False
+        self._last_epoch = (step, metrics.get("epoch", -1.0))
+        self._row(values, step)
+        return True
 
     def _saved(self, checkpoint: Any) -> None:
         """Note at which step a checkpoint was written."""
@@ -364,10 +403,12 @@ class MLflowCallback(Recorded, pl.Callback):
         return self._trainer is not None and self._trainer() is trainer
 
     def _active(self, trainer: Any) -> Run | None:
-        return self._run if self._user is not None and self._records(trainer) else None
+        if self._user is None or self._trainer is None or self._trainer() is not trainer:
+            return None
+        return self._run
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**super().__getstate__(), "_trainer": None, "_example": None}
+        state = {**super().__getstate__(), "_trainer": None, "_example": None, "_row": None, "_row_names": ()}
         # Lightning lends every callback its module's `log`, and with it the whole module.
         return {name: value for name, value in state.items() if name not in {"log", "log_dict"}}
 
@@ -460,14 +501,6 @@ def hyperparameters(trainer: Any, module: Any) -> Iterator[dict[str, Any]]:
         found[numbered("early_stopping", index)] = {name: getattr(stopping, name) for name in names}
     found["parameters"] = parameter_counts(module)
     yield found
-
-
-def _learning_rates(trainer: Any) -> dict[str, float]:
-    """Return the learning rates, unless a LearningRateMonitor records them."""
-    for callback in trainer.callbacks:
-        if type(callback).__name__ == "LearningRateMonitor":
-            return {}
-    return learning_rates(trainer.optimizers)
 
 
 def _log_early_stopping(run: Run, trainer: Any) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,6 +171,33 @@ def test_a_segment_is_followed_by_another_that_stands_alone(tmp_path: Path) -> N
     assert kept
     assert 199 == kept[-1].step
     writer.close()
+
+
+def test_rows_are_written_as_append_metrics_writes_them(tmp_path: Path) -> None:
+    """Over segments, after a name was counted on, when two points would be one, after an end, and in a child."""
+    found = []
+    for way in ("rows", "metrics"):
+        writer = JournalWriter(Home(tmp_path / way), "run", HEADER, segment_bytes=900)
+        names = ("a", "b")
+        rows, step = writer.row_appender(names), 0
+        for segment in range(6):
+            for step in range(20 * segment, 20 * segment + 20):
+                append = partial(writer.append_metrics, names) if way == "metrics" else rows
+                assert append([step, -step], step, 1000 + segment)
+                assert append([step, -step], step, 1000 + segment)
+            if segment == 1:
+                writer.append_metrics(("a",), [1.0], None, 1)
+            if segment == 3:
+                writer.close()
+                assert not append([0.0, 0.0], step, 1)
+                writer.reopen(HEADER)
+        if (child := os.fork()) == 0:
+            os._exit(0 if append([7.0, 7.0], 7, 7) else 1)
+        assert 0 == os.waitpid(child, 0)[1]
+        found.append(sorted(map(str, points_of(writer))))
+        assert 2 * 2 * 6 * 20 + 1 + 2 == len(found[-1])
+        writer.close()
+    assert found[0] == found[1]
 
 
 def test_a_reader_goes_on_where_it_was_acknowledged(journal: JournalWriter) -> None:

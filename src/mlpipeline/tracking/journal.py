@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 import weakref
+import zlib
 from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.errors import ConfigError
@@ -33,7 +34,7 @@ from mlpipeline.tracking import durability, liveness, records
 from mlpipeline.tracking.records import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from mlpipeline.tracking.home import Home, RunFolder
@@ -76,9 +77,10 @@ class KeySet:
         names: The names.
         id: What stands for them in a segment.
         segment: The last segment that has a KEYS frame of them.
+        is_given: Its values are given a step: none of the names was counted on since.
     """
 
-    __slots__ = ("clock", "highest_step", "id", "names", "pack", "segment")
+    __slots__ = ("clock", "highest_step", "id", "is_given", "names", "pack", "segment")
 
     def __init__(self, names: tuple[str, ...], clock: _Clock) -> None:
         self.names = names
@@ -88,6 +90,7 @@ class KeySet:
         clock.key_sets.append(self)
         self.highest_step = -1
         self.segment = -1
+        self.is_given = False
 
     def settle(self, step: int, timestamp_ms: int) -> int:
         """Return when values given at a step count as measured; the clock moves on."""
@@ -124,6 +127,7 @@ class Axes:
             for name in names:
                 self._given.setdefault(name, set()).add(key_set)
             self.key_sets[names] = key_set
+            key_set.is_given = True
         return key_set
 
     def counted(self, names: tuple[str, ...]) -> KeySet:
@@ -150,6 +154,7 @@ class Axes:
             step = self._counters.get(name, 0)
             for given in self._given.pop(name, ()):
                 # In this order: a signal handler that gives it a step now enters it again.
+                given.is_given = False
                 self.key_sets.pop(given.names, None)
                 step = max(step, given.highest_step + 1)
             self._counters[name] = step + 1
@@ -341,6 +346,31 @@ class JournalWriter:
             if key_set.segment != self._segment or self._size + len(frame) > self._segment_bytes:
                 return self._write_with_keys(key_set, frame)
             return self._write(frame, len(values))
+
+    def row_appender(self, names: tuple[str, ...]) -> Callable[[Sequence[float], int, int], bool]:
+        """Return `append_metrics` of these names, for values at a step.
+
+        What a training's own work pushes out of the processor's cache between two calls costs more than what
+        is done with it: here all is at hand, and no name is looked at.
+        """
+        axes = self._axes
+        key_set = axes.key_set(names)
+        pack, key_set_id, crc32 = key_set.pack, key_set.id, zlib.crc32
+        magic, head, head_size = records.MAGIC, records.HEAD.pack, records.HEAD.size
+
+        def append(values: Sequence[float], step: int, timestamp_ms: int) -> bool:
+            with self._lock:
+                if self._axes is not axes or not key_set.is_given:
+                    return self.append_metrics(names, values, step, timestamp_ms)
+                timestamp_ms = key_set.settle(step, timestamp_ms)
+                body = pack(next(self._sequence), 3, key_set_id, timestamp_ms, step, *values)
+                size = len(body)
+                frame = head(magic, size, crc32(body)) + body
+                if key_set.segment != self._segment or self._size + head_size + size > self._segment_bytes:
+                    return self._write_with_keys(key_set, frame)
+                return self._write(frame, len(values))
+
+        return append
 
     def _append_counted(self, names: tuple[str, ...], values: Sequence[float], timestamp_ms: int) -> bool:
         key_set = self._axes.counted(names)

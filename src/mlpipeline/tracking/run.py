@@ -264,15 +264,21 @@ class Run:
         Returns:
             A function of their values, which are floats, in that order, and of their step.
         """
-        plan = self._plans.get(names) or self._plan(names)
-        is_plain = self._records_metrics and bool(names) and plan[1] is None
+
+        def log_any(values: list[float], step: int) -> None:
+            self.log_metrics(dict(zip(names, values, strict=True)), step)
+
+        journal, plan = self._journal, self._plans.get(names) or self._plan(names)
+        if not isinstance(journal, JournalWriter) or not self._records_metrics or plan[1] is not None:
+            return log_any
+        append = journal.row_appender(plan[0])
 
         def log(values: list[float], step: int) -> None:
-            if not is_plain or self._status is not None or not math.isfinite(sum(values)):
-                self.log_metrics(dict(zip(names, values, strict=True)), step)
+            if self._status is not None or self._journal is not journal or not math.isfinite(sum(values)):
+                log_any(values, step)
                 return
             now_ms = time.time_ns() // 1_000_000
-            self._journal.append_metrics(plan[0], values, step, now_ms)  # type: ignore[union-attr]
+            append(values, step, now_ms)
             if now_ms >= self._next_tick_ms:
                 self._tick(now_ms)
 
