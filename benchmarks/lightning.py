@@ -182,6 +182,10 @@ class Blocks(pl.Callback):
                 found.append(block[column] / statistics.mean((before[column], after[column])))
         return found
 
+    def over(self, name: str, other: str) -> list[float]:
+        """Return the ratio of each block of *name* over the one of *other* in the same round, each by its own `ratios`."""
+        return [a / b for a, b in zip(self.ratios(name), self.ratios(other), strict=True)]
+
     def extra_us(self, name: str) -> list[float]:
         """Return the extra microseconds per step of each block."""
         return [
@@ -307,9 +311,14 @@ def main() -> None:
         cpu = statistics.median(blocks.ratios(name, 2))
         found.add(f"{name}, {options.block} steps a block", "ratio to none", ratios)
         found.add(f"{name}, {options.block} steps a block", "extra us per step", extra)
+        over = ""
+        if "empty" in only and name not in ("none", "empty"):
+            beside = blocks.over(name, "empty")
+            found.add(f"{name}, {options.block} steps a block", "ratio to an empty callback", beside)
+            over = f"  {statistics.median(beside):.3f} over the empty one"
         print(
             f"{name:14} {middle:6.3f}  [{low:.3f}, {high:.3f}]  [{least:.3f}, {most:.3f}]"
-            f"  {statistics.median(extra):10.1f}  {cpu:10.3f}"
+            f"  {statistics.median(extra):10.1f}  {cpu:10.3f}{over}"
         )
     found.write(options.json, "lightning")
     shutil.rmtree(folder, ignore_errors=True)

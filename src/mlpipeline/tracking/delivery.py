@@ -21,7 +21,7 @@ import logging
 import os
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -413,7 +413,7 @@ class RunDelivery:
         if parcel.counted:
             # Counted steps start at 0 in every process; they go on from where the run stood.
             parcel.points.extend(
-                replace(point, step=min(point.step + floor[point.key] + 1, _LAST_STEP))
+                point._replace(step=min(point.step + floor[point.key] + 1, _LAST_STEP))
                 if point.key in floor
                 else point
                 for point in parcel.counted
