@@ -104,6 +104,14 @@ def _seconds(value: Any) -> float:
     raise ValueError("a finite number of seconds, 0 or more")
 
 
+def _rate(value: Any) -> float:
+    if not isinstance(value, (str, bytes, bool)):
+        with contextlib.suppress(TypeError, ValueError):
+            if (number := float(value)) > 0 and math.isfinite(number):
+                return number
+    raise ValueError("a finite number above 0, or None")
+
+
 def _patterns(value: Any) -> tuple[str, ...]:
     items = (value,) if isinstance(value, str) else value
     if isinstance(items, Sequence) and all(isinstance(item, str) and item for item in items):
@@ -210,6 +218,7 @@ _ALIAS = _text(
 _PATH = _Kind(lambda value: _TEXT.check(os.fspath(value) if isinstance(value, os.PathLike) else value))
 _STAGE = _choice("None", "Staging", "Production", "Archived")
 _TAGS = _Kind(_tags, _read_tags)
+_RATE = _Kind(_rate, float)
 _PATTERNS = _Kind(_patterns, _read_list)
 _PATTERNS_OR_FLAG = _Kind(
     lambda value: value if isinstance(value, bool) else _patterns(value),
@@ -311,6 +320,11 @@ class MLflowConfig:
     log_system_metrics: bool = _option(False, "Record CPU, memory and GPU use.")
     log_every_n_steps: int | None = _option(
         None, "Steps from one record to the next. None follows the framework.", alias="log_every_n_step"
+    )
+    log_at_most_per_s: float | None = _option(
+        None,
+        "Records a second of the same metrics with a step; what is left out is counted. None: all.",
+        kind=_RATE,
     )
     step_axis: Literal["step", "epoch", "both"] = _option("step", "What a metric's step counts.")
     nonfinite: Literal["tag", "drop", "keep", "raise"] = _option(

@@ -32,6 +32,7 @@ from mlpipeline.tracking.params import flatten_params
 from mlpipeline.tracking.records import Kind
 from mlpipeline.tracking.redaction import masked, masked_uri
 from mlpipeline.tracking.run_models import RunModels
+from mlpipeline.tracking.sampling import Sampling
 from mlpipeline.tracking.sink import Destination
 from mlpipeline.tracking.spool import Spool
 from mlpipeline.tracking.trainings import STATUSES, kind_of, status_of
@@ -119,6 +120,8 @@ class Run:
         self._records_metrics = self._journal is not None and self.config.log_metrics
         self._long_params: dict[str, Any] = {}
         self._nonfinite: set[str] = set()
+        rate = self.config.log_at_most_per_s
+        self._sampling = Sampling(rate) if rate is not None else None
         self._keeper: Run | None = None  # a run above, whose end says whether models here stay
         self._spool = Spool(home, uid, self._append, self._drop)
         is_known_elsewhere = header.get("role") == "attached" or "is_shared" in header
@@ -235,12 +238,19 @@ class Run:
         picked = plan[0]
         if plan[1] is not None:
             values = [values[index] for index in plan[1]]
-        if not math.isfinite(sum(values)):
+        if not (is_finite := math.isfinite(sum(values))):
             picked, values = self._settle_nonfinite(picked, values, step)
         if not picked:
             return
         if step is not None and type(step) is not int:
             step = int(step)
+        # What is not finite is never left out: somebody looks for the first of it.
+        if (
+            self._sampling is not None
+            and is_finite
+            and not self._sampling.takes(picked, values, step, timestamp_ms)
+        ):
+            return
         now_ms = time.time_ns() // 1_000_000
         self._journal.append_metrics(  # type: ignore[union-attr]
             picked, values, step, now_ms if timestamp_ms is None else timestamp_ms
@@ -269,7 +279,8 @@ class Run:
             self.log_metrics(dict(zip(names, values, strict=True)), step)
 
         journal, plan = self._journal, self._plans.get(names) or self._plan(names)
-        if not isinstance(journal, JournalWriter) or not self._records_metrics or plan[1] is not None:
+        is_plain = self._records_metrics and self._sampling is None and plan[1] is None
+        if not isinstance(journal, JournalWriter) or not is_plain:
             return log_any
         append = journal.row_appender(plan[0])
 
@@ -710,6 +721,7 @@ class Run:
             if self._status is not None:
                 return
             if self._journal is not None:
+                self._end_sampling(self._journal)
                 if self.owns_run:
                     at = {} if end_ms is None else {"end_ms": end_ms}
                     kept = {"keeps_models": True} if keeps_models else {}
@@ -723,6 +735,15 @@ class Run:
             logger.warning(
                 "%d records of run %s could not be written to disk", self._journal.dropped, self.uid
             )
+
+    def _end_sampling(self, journal: Journal) -> None:
+        """Record the last values of what was left out, and how much that was."""
+        if self._sampling is None:
+            return
+        for record in self._sampling.last():
+            journal.append_metrics(*record)
+        if self._sampling.left_out:
+            self._keep_tags({"mlpipeline.sampled": str(self._sampling)})
 
     def resume(self) -> None:
         """Open an ended run again, to add to it: a second ``fit``, a later ``test``."""
