@@ -34,6 +34,8 @@ from mlpipeline.testing.places import serving
 from mlpipeline.tracking.account import courier_reports
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
+from mlpipeline.tracking.records import Point
+from mlpipeline.tracking.sink import Destination, MlflowSink
 from mlpipeline.tracking.sync import send_all
 
 TRAINING = """
@@ -93,6 +95,27 @@ def rates(uri: str, home: Home, points: int, rounds: int, figures: Figures) -> N
     figures.add(name, "delivered metrics per second", ours)
     figures.add(name, "metrics per second by log_batch(1000)", theirs)
     figures.add(name, "rate, ratio to log_batch(1000)", [a / b for a, b in zip(ours, theirs)])
+
+
+def one_metric(uri: str, requests: int, figures: Figures) -> None:
+    """Add the rows of a request with one metric, of which a young run has many: is there MLflow's stall of 40 ms?
+
+    Its default server, of several workers, has it on every connection that is kept; one of a single worker has not.
+    """
+    client, sink = MlflowClient(uri, uri), MlflowSink(Destination(uri, uri))
+    run_id = client.create_run("0").info.run_id
+    now_ms, took_ms = time.time_ns() // 1_000_000, {"ours": [], "log_batch": []}
+    for step in range(requests):
+        ways = {
+            "ours": lambda step=step: sink.log_points(run_id, [Point("ours", 0.5, now_ms, step)]),
+            "log_batch": lambda step=step: client.log_batch(run_id, [Metric("theirs", 0.5, now_ms, step)]),
+        }
+        for name, send in ways.items():
+            began_s = time.perf_counter()
+            send()
+            took_ms[name].append((time.perf_counter() - began_s) * 1000)
+    for name, values in took_ms.items():
+        figures.add(f"server, {name}", "ms for a request with one metric", values[5:])
 
 
 def resident_mb(pid: int) -> float:
@@ -191,6 +214,12 @@ def main() -> None:
         for uri in (store, served.uri):
             rates(uri, Home(folder / "home"), options.points, options.rounds, figures)
             courier(uri, folder, options.starts, figures)
+        (folder / "default").mkdir()
+        default = stack.enter_context(
+            serving(folder / "default", f"sqlite:///{folder}/default.db", "--workers", "4")
+        )
+        time.sleep(5)
+        one_metric(default.uri, 55, figures)
     figures.show()
     figures.write(options.json, "delivery")
 
