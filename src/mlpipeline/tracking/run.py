@@ -279,7 +279,7 @@ class Run:
             self.log_metrics(dict(zip(names, values, strict=True)), step)
 
         journal, plan = self._journal, self._plans.get(names) or self._plan(names)
-        is_plain = self._records_metrics and self._sampling is None and plan[1] is None
+        is_plain = bool(names) and self._records_metrics and self._sampling is None and plan[1] is None
         if not isinstance(journal, JournalWriter) or not is_plain:
             return log_any
         append = journal.row_appender(plan[0])
