@@ -587,11 +587,11 @@ if sys.argv[3] == "raise":
 """
 
 
-def start(store_uri, storage, how):
+def start(store_uri, storage, how, **environ):
     command = [sys.executable, "-c", PROCESS, store_uri, storage, how]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(
-        command, env={**ENVIRON, **os.environ, "PYTHONPATH": ENVIRON["PYTHONPATH"]}, **pipes
+        command, env={**ENVIRON, **os.environ, "PYTHONPATH": ENVIRON["PYTHONPATH"], **environ}, **pipes
     )
     assert "ready" == process.stdout.readline().strip()
     return process
@@ -618,6 +618,34 @@ def test_two_processes_and_a_later_one_share_a_stored_study(callback, found, sto
     for number, run in trials.items():
         assert study.trials[number].value == run.data.metrics["value"]
         assert "FINISHED" == run.info.status
+
+
+@pytest.mark.process
+def test_two_hosts_train_and_deliver_one_study_at_once(callback, found, store_uri, tmp_path):
+    """Each has a journal home and a courier of its own, and neither knows of the other's: still one run for the study."""
+    storage = f"sqlite:///{tmp_path}/optuna.db"
+    study_of(storage=storage)
+    homes = [str(tmp_path / name) for name in ("one", "other")]
+    processes = [start(store_uri, storage, "end", MLPIPELINE_HOME=home) for home in homes]
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [0, 0] == [process.wait(timeout=90) for process in processes]
+    syncs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "mlpipeline", "sync"],
+            env={**ENVIRON, **os.environ, "PYTHONPATH": ENVIRON["PYTHONPATH"], "MLPIPELINE_HOME": home},
+            stdout=subprocess.PIPE,
+        )
+        for home in homes
+    ]
+    assert [0, 0] == [sync.wait(timeout=90) for sync in syncs]
+    parent, trials = found(callback)
+    assert "FINISHED" == parent.info.status
+    assert list(range(6)) == sorted(trials)
+    for run in trials.values():
+        assert ("FINISHED", float(run.data.params["x"]) ** 2) == (run.info.status, run.data.metrics["value"])
+    assert min(run.data.metrics["value"] for run in trials.values()) == parent.data.metrics["best_value"]
 
 
 @pytest.mark.process
