@@ -54,6 +54,8 @@ import mlpipeline.optuna
 import mlpipeline.sklearn
 import mlpipeline.xgboost
 from mlpipeline.tracking import closing
+from mlpipeline.tracking.account import counts_of
+from mlpipeline.tracking.home import Home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -240,10 +242,11 @@ def deliver_all() -> None:
     """Wait until all of ours is in MLflow, also what worker processes recorded."""
     for run in closing.watched():
         run.settle(insist_s=120)
-    home = Path(os.environ["MLPIPELINE_HOME"])
+    home = Home(Path(os.environ["MLPIPELINE_HOME"]))
     deadline_s = time.monotonic() + 300
-    while time.monotonic() < deadline_s and list((home / "runs").glob("*")):
-        (home / "hurry").touch()
+    # Not until the runs are put away: joblib's idle workers keep their journals open for minutes.
+    while time.monotonic() < deadline_s and any(counts_of(home, run.uid).pending for run in home.runs()):
+        home.hurry_file.touch()
         time.sleep(0.2)
 
 
