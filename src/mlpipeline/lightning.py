@@ -403,6 +403,7 @@ class MLflowCallback(Recorded, pl.Callback):
         return self._trainer is not None and self._trainer() is trainer
 
     def _active(self, trainer: Any) -> Run | None:
+        # Not through `_records`: each step asks several times.
         if self._user is None or self._trainer is None or self._trainer() is not trainer:
             return None
         return self._run

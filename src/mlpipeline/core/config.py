@@ -96,19 +96,23 @@ def _count(value: Any) -> int:
     raise ValueError("a whole number of at least 1, or None")
 
 
-def _seconds(value: Any) -> float:
+def _finite(value: Any) -> float | None:
     if not isinstance(value, (str, bytes, bool)):
         with contextlib.suppress(TypeError, ValueError):
-            if (number := float(value)) >= 0 and math.isfinite(number):
+            if math.isfinite(number := float(value)):
                 return number
+    return None
+
+
+def _seconds(value: Any) -> float:
+    if (number := _finite(value)) is not None and number >= 0:
+        return number
     raise ValueError("a finite number of seconds, 0 or more")
 
 
 def _rate(value: Any) -> float:
-    if not isinstance(value, (str, bytes, bool)):
-        with contextlib.suppress(TypeError, ValueError):
-            if (number := float(value)) > 0 and math.isfinite(number):
-                return number
+    if (number := _finite(value)) is not None and number > 0:
+        return number
     raise ValueError("a finite number above 0, or None")
 
 

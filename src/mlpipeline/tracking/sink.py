@@ -243,7 +243,6 @@ class MlflowSink:
 
     Attributes:
         answered: How many calls were taken; tells whether anything was asked in the meantime.
-        took_s: How long the last few of them took.
     """
 
     def __init__(
@@ -261,7 +260,7 @@ class MlflowSink:
         self._client: MlflowClient | None = None
         self._rows: PointRows | None = None
         self.answered = 0
-        self.took_s: deque[float] = deque(maxlen=_LAST_CALLS)
+        self._took_s: deque[float] = deque(maxlen=_LAST_CALLS)
 
     # --- runs ------------------------------------------------------------------------------------
 
@@ -717,7 +716,7 @@ class MlflowSink:
     @property
     def is_slow(self) -> bool:
         """Whether each of the last few calls took long: making a store does once, a server far away always."""
-        return len(self.took_s) == _LAST_CALLS and min(self.took_s) >= _SLOW_S
+        return len(self._took_s) == _LAST_CALLS and min(self._took_s) >= _SLOW_S
 
     def _do(self, call: Callable[[], _T]) -> _T:
         began_s = time.monotonic()
@@ -728,7 +727,7 @@ class MlflowSink:
         except Exception as error:
             raise judged(error) from error
         self.answered += 1
-        self.took_s.append(time.monotonic() - began_s)
+        self._took_s.append(time.monotonic() - began_s)
         return result
 
 
