@@ -2,7 +2,7 @@
 
 ::
 
-    look up by uid ─► there: that one it is
+    look up by uid ─► there: that one it is     (a run that several homes make: see `election`)
                   └─► create ─► its id into state.json, before its first use
                          └─ no answer: a doubt ─► when the run has ended, and once more later: twins go
 
@@ -13,10 +13,12 @@ may be committed after the look-up that did not find it. The id written down fir
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mlpipeline.tracking.election import CLAIM_TAG, Election, token_of
 from mlpipeline.tracking.sink import ATTEMPT_TAG, UID_TAG, Refused, Unavailable
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ DOUBT_S = 60.0
 _T = TypeVar("_T")
 
 
+class NotYet(Exception):  # noqa: N818 - nothing went wrong
+    """A run waits for another: a child for its parent's id, an elected one for who is choosing."""
+
+
 class Creation:
     """Finds or makes what belongs to one run.
 
@@ -49,6 +55,7 @@ class Creation:
         self._uid = uid
         self._state = state
         self._keeping = keeping
+        self._election: Election | None = None
 
     # --- finding or making -----------------------------------------------------------------------
 
@@ -61,6 +68,7 @@ class Creation:
             tags: Tags of a new run.
 
         Raises:
+            NotYet: Another home is about to make it.
             Refused: The run was deleted by its owner.
             Unavailable: Not now.
         """
@@ -73,18 +81,35 @@ class Creation:
         experiment_id = sink.experiment(
             where.get("name"), where.get("id"), where.get("artifact_location"), where.get("artifact_root")
         )
+        tags = {**tags, UID_TAG: self._uid, ATTEMPT_TAG: str(header.get("attempt", 0))}
+
+        def make(more: Mapping[str, str]) -> MlflowRun:
+            start_ms = header.get("start_ms") or _now_ms()
+            return sink.create_run(experiment_id, header.get("run_name"), start_ms, {**tags, **more})
+
+        if not header.get("is_elected"):
+            return self._one("run", self._standing(sink, experiment_id), lambda: make({}))
+        if self._state.token is None:
+            with self._keeping():
+                self._state.token = secrets.token_hex(8)
+        if self._election is None:
+            self._election = Election(self._state.token)
+        winner = self._election.winner(
+            sink,
+            find=lambda: self._standing(sink, experiment_id),
+            make=lambda claim: self._one("run", (), lambda: make({CLAIM_TAG: claim})),
+            remove=lambda run, ours: self._remove_run(sink, run.info.run_id, ours.info.run_id),
+        )
+        if winner is None:
+            raise NotYet
+        return winner
+
+    def _standing(self, sink: MlflowSink, experiment_id: str) -> list[MlflowRun]:
         found = sink.find_runs(self._uid, experiment_id)
         alive = [run for run in found if run.info.lifecycle_stage == "active"]
         if found and not alive:
             raise Refused(f"run {found[0].info.run_id} was deleted", "DELETED")
-        tags = {**tags, UID_TAG: self._uid, ATTEMPT_TAG: str(header.get("attempt", 0))}
-        return self._one(
-            "run",
-            alive,
-            lambda: sink.create_run(
-                experiment_id, header.get("run_name"), header.get("start_ms") or _now_ms(), tags
-            ),
-        )
+        return alive
 
     def model(self, sink: MlflowSink, record: Mapping[str, Any]) -> str:
         """Return the id of the LoggedModel that a record is about."""
@@ -166,13 +191,19 @@ class Creation:
     def _settle_run(self, sink: MlflowSink) -> None:
         ours = str(self._state.run_id)
         for twin in sink.find_runs(self._uid, str(self._state.experiment_id)):
-            run_id = twin.info.run_id
-            if run_id != ours and twin.info.lifecycle_stage == "active":
-                _remove(
-                    f"run {run_id}, a twin of {ours}",
-                    partial(sink.delete_run, run_id),
-                    partial(sink.disown_run, run_id, ours, self._state.last_ms or None),
-                )
+            if (
+                twin.info.run_id != ours
+                and twin.info.lifecycle_stage == "active"
+                and self._state.token in (None, token_of(twin))
+            ):
+                self._remove_run(sink, twin.info.run_id, ours)
+
+    def _remove_run(self, sink: MlflowSink, run_id: str, ours: str) -> None:
+        _remove(
+            f"run {run_id}, a twin of {ours}",
+            partial(sink.delete_run, run_id),
+            partial(sink.disown_run, run_id, ours, self._state.last_ms or None),
+        )
 
     def _settle_model(self, sink: MlflowSink, uid: str) -> None:
         ours = self._state.models.get(uid, {}).get("model_id")

@@ -26,7 +26,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlpipeline.tracking import children
-from mlpipeline.tracking.creation import Creation
+from mlpipeline.tracking.creation import Creation, NotYet
 from mlpipeline.tracking.home import Home, RunFolder, RunState, append_line
 from mlpipeline.tracking.journal import child_name
 from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
@@ -93,10 +93,6 @@ class _Parcel:
     count: int = 0
     refused: int = 0
     failures: int = 0
-
-
-class NotYet(Exception):  # noqa: N818 - nothing went wrong
-    """A child run waits for its parent's id."""
 
 
 class RunDelivery:
@@ -213,7 +209,7 @@ class RunDelivery:
 
         Raises:
             Unavailable: The destination cannot take it now; the same parcel is sent next time.
-            NotYet: Its parent run has to be made first.
+            NotYet: Another run has to be made first.
         """
         with self._delivering:
             return 0 if self._is_away else self._deliver(sink, limit_bytes)

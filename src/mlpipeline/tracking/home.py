@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 DONE_KEPT_DAYS = 30
-_TEXTS_OF_STATE = ("run_id", "run_name", "experiment_id", "artifact_uri", "destination", "problem")
+_TEXTS_OF_STATE = ("run_id", "run_name", "experiment_id", "artifact_uri", "destination", "problem", "token")
 _NAME_BYTES = 200  # of 255 that a file system takes: endings come behind
 
 _checked: set[Path] = set()
@@ -236,6 +236,7 @@ class RunState:
         experiment_id: MLflow's id of its experiment.
         artifact_uri: Where the run's artifacts are.
         destination: Key of the destination it goes to.
+        token: Of a run that several homes may make: what tells this home's from theirs; see `election`.
         doubts: Creates that lost their answers, and when: twins may turn up; see `creation`.
         attempt: The newest attempt whose start was delivered.
         offsets: Per writer, the segment and the offset up to which its journal is acknowledged:
@@ -265,6 +266,7 @@ class RunState:
     experiment_id: str | None = None
     artifact_uri: str | None = None
     destination: str | None = None
+    token: str | None = None
     doubts: dict[str, int] = field(default_factory=dict)
     attempt: int = 0
     offsets: dict[str, list[int]] = field(default_factory=dict)

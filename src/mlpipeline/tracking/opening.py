@@ -113,7 +113,7 @@ def open_run(
     if uid is not None:
         header["is_resumed"] = True
     if shared_uid is not None:
-        header["is_shared"] = True
+        header["is_shared"] = header["is_elected"] = True
     if parent is not None:
         header["parent"] = {"uid": parent.uid} if isinstance(parent, Run) else {"run_id": parent}
     elif uid is None and header["run_id"] is None:

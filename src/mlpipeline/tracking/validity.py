@@ -144,6 +144,7 @@ _READ: dict[Kind, Read] = {
             "run_id": _text,
             "is_resumed": _flag,
             "is_shared": _flag,
+            "is_elected": _flag,
             "parent": _object({}, {"uid": _name, "run_id": _text}, "uid", "run_id"),
             "keeper": _object({"uid": _name, "of": _name}, {}),
             "source": _texts,

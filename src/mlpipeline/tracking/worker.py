@@ -24,11 +24,13 @@ import time
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from mlpipeline.core.credentials import public_uri
-from mlpipeline.tracking.delivery import NotYet, RunDelivery
+from mlpipeline.tracking.creation import NotYet
 from mlpipeline.tracking.sink import Destination, MlflowSink, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from mlpipeline.tracking.delivery import RunDelivery
 
 logger = logging.getLogger("mlpipeline")
 
