@@ -604,7 +604,8 @@ class _Study:
             run.log_metrics({"pareto_trials": len(best)}, last)
             run.log_dict([_facts(trial) for trial in best], "pareto_trials.json")
         elif (top := self._best_trial(study)) is not None:
-            if self._told_best[1] != top.value:  # another process found it
+            # Another process found it, or told a worse one at a higher step than any trial's of ours.
+            if self._told_best[1] != top.value or self._highest < last:
                 self._log_best(top, last)
             run.log_dict(_facts(top), "best_trial.json")
             found = self._best_run

@@ -648,6 +648,43 @@ def test_two_hosts_train_and_deliver_one_study_at_once(callback, found, store_ur
     assert min(run.data.metrics["value"] for run in trials.values()) == parent.data.metrics["best_value"]
 
 
+LATE = """
+import sys, time
+import optuna
+from mlpipeline.optuna import MLflowCallback
+study = optuna.load_study(study_name="study", storage=sys.argv[2])
+callback = MLflowCallback(tracking_uri=sys.argv[1], delivery="offline", log_artifacts=False)
+
+def objective(trial):
+    print("ready", flush=True)
+    sys.stdin.readline()
+    return 0.25
+
+study.optimize(objective, n_trials=1, callbacks=[callback])
+"""
+
+
+@pytest.mark.process
+def test_the_best_value_is_that_of_the_trial_that_ended_last(callback, found, store_uri, tmp_path):
+    """Another process began a trial before the last one here, and ended it after: MLflow shows the highest step's."""
+    storage = f"sqlite:///{tmp_path}/optuna.db"
+    study = study_of(storage=storage)
+    late = subprocess.Popen(
+        [sys.executable, "-c", LATE, store_uri, storage],
+        env={**ENVIRON, **os.environ, "PYTHONPATH": ENVIRON["PYTHONPATH"]},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert "ready" == late.stdout.readline().strip()
+    study.optimize(lambda _: 0.5, n_trials=1, callbacks=[callback])
+    assert callback.run.is_ended
+    late.communicate("\n", timeout=90)
+    parent, trials = found(callback)
+    assert {0: 0.25, 1: 0.5} == {number: run.data.metrics["value"] for number, run in trials.items()}
+    assert 0.25 == parent.data.metrics["best_value"]
+
+
 @pytest.mark.process
 def test_a_process_killed_in_a_trial_leaves_all_it_had(callback, found, store_uri, tmp_path):
     """``kill -9``: the trial before is whole, the one in the middle KILLED, and so is the study until it goes on."""
