@@ -195,6 +195,15 @@ def full_for_a_while(stage):
 
 
 @contextlib.contextmanager
+def over_quota(stage):
+    """The quota of the journals is used up from the tenth step on, for two seconds."""
+    quota = stage.under_quota()
+    stage.at_step(10, quota.fill)
+    stage.at_step(30, quota.free)
+    yield
+
+
+@contextlib.contextmanager
 def read_only(stage):
     """Nothing can be written where the journals are to be."""
     stage.on_small_disk(is_read_only=True)
@@ -508,6 +517,13 @@ SCENARIOS = (
         full_for_a_while,
         drops=True,
         fluent="store's disk: crash, 29 of 40 lost, RUNNING",
+    ),
+    Scenario(
+        "quota",
+        "Quota used up for 2 s",
+        "Journals in a btrfs subvolume of at most 2 MB, which is used up in the middle of the training; the limit is raised.",
+        over_quota,
+        drops=True,
     ),
     Scenario(
         "disk-read-only",

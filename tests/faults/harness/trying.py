@@ -24,8 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from harness import pictures
-from harness.disks import SmallDisk
+from harness.disks import Quota, SmallDisk
 from mlpipeline.testing.faults import FaultyProxy
 from mlpipeline.testing.places import clean_environ, copied_store, free_port, serving
 from mlpipeline.tracking.account import accounts, courier_reports
@@ -257,6 +259,13 @@ class Stage:
     def on_small_disk(self, **how):
         """Put the journal home on a small disk."""
         self.disk = self._stack.enter_context(SmallDisk(self.home, **how))
+        return self.disk
+
+    def under_quota(self):
+        """Put the journal home where no more than a quota can be kept."""
+        if not Quota.is_possible:
+            pytest.skip("a quota is set by root, with btrfs-progs")
+        self.disk = self._stack.enter_context(Quota(self.home))
         return self.disk
 
     @property
