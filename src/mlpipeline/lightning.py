@@ -330,7 +330,7 @@ class MLflowCallback(Recorded, pl.Callback):
             return
         if self._rated_step != step and not self._is_epoch_end and trainer.training:
             self._rated_step = step
-            if self._is_plain_step(metrics, step):
+            if self._record_as_row(metrics, step):
                 return
             metrics = {**metrics, **self._rates}
         if (epoch := metrics.get("epoch")) is not None:
@@ -341,7 +341,7 @@ class MLflowCallback(Recorded, pl.Callback):
                 self._last_epoch = (step, epoch)
         self._record(metrics, step, trainer.current_epoch if self._is_epoch_end else None)
 
-    def _is_plain_step(self, metrics: Mapping[str, Any], step: int) -> bool:
+    def _record_as_row(self, metrics: Mapping[str, Any], step: int) -> bool:
         """Record a step of the same metrics as the one before, in few steps; tell whether it was one."""
         names = (*metrics, *self._rates)
         values = [*metrics.values(), *self._rates.values()]

@@ -140,7 +140,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
         """Record the round."""
-        if not self._is_recording or (self._row is not None and self._is_plain_round(epoch, evals_log)):
+        if not self._is_recording or (self._row is not None and self._record_as_row(epoch, evals_log)):
             return False
         if not epoch and "" in evals_log:
             raise UsageError("an eval set has the name ''; name each: evals=[(dtrain, 'train')]")
@@ -191,7 +191,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
     def _log_params(self, run: Run, found: Mapping[str, Any]) -> None:
         run.log_params({name: value for name, value in found.items() if name not in self._params})
 
-    def _is_plain_round(self, epoch: int, history: Mapping[str, Mapping[str, list[Any]]]) -> bool:
+    def _record_as_row(self, epoch: int, history: Mapping[str, Mapping[str, list[Any]]]) -> bool:
         """Record a round of the same metrics as the one before, in few steps; tell whether it was one."""
         rounds, lists = epoch + 1, self._lists
         values = [values[-1] for values in lists if len(values) == rounds]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_bytes_of_any_kind_are_never_taken_for_a_record(noise: bytes) -> None:
 
 def test_a_huge_length_is_damage_and_no_reason_to_wait() -> None:
     """A length beyond the cap is not waited for."""
-    bogus = records.HEAD.pack(b"\xabJ", 2**31, 0)
+    bogus = struct.pack("<2sII", b"\xabJ", 2**31, 0)
     assert [0] == [
         frame.sequence for frame in records.scan(bogus + frames_of(1)[0], 0, is_final=False).frames
     ]

@@ -94,9 +94,12 @@ class ChildJournal:
         """Keep one value per name; see `JournalWriter.append_metrics`."""
         with self._lock:
             if step is None:
-                steps, timestamp_ms = self._axes.count_on(self._axes.counted(names), timestamp_ms)
+                steps, timestamp_ms = self._axes.count_on(self._axes.key_set(names), timestamp_ms)
             else:
-                timestamp_ms = self._axes.key_set(names).settle(step, timestamp_ms)
+                key_set = self._axes.key_set(names)
+                if not key_set.is_given:
+                    self._axes.give(key_set)
+                timestamp_ms = key_set.settle(step, timestamp_ms)
                 steps = [step] * len(names)
             points = [
                 (name, value, timestamp_ms, at) for name, value, at in zip(names, values, steps, strict=True)

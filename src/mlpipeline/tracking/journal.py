@@ -26,7 +26,6 @@ import sys
 import threading
 import time
 import weakref
-import zlib
 from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.errors import ConfigError
@@ -106,33 +105,23 @@ class KeySet:
 
 
 class Axes:
-    """The key sets of one journal, and where on its axes of steps and time the next values go.
-
-    Attributes:
-        key_sets: Those given a step since one of their names was counted on, by their names.
-    """
+    """The key sets of one journal, and where on its axes of steps and time the next values go."""
 
     def __init__(self) -> None:
-        self.key_sets: dict[tuple[str, ...], KeySet] = {}
-        self._all: dict[tuple[str, ...], KeySet] = {}
+        self._key_sets: dict[tuple[str, ...], KeySet] = {}
         self._given: dict[str, set[KeySet]] = {}  # per name, those given a step since it was counted on
         self._clocks: dict[str, _Clock] = {}
         self._counters: dict[str, int] = {}
 
     def key_set(self, names: tuple[str, ...]) -> KeySet:
-        """Return the key set of these names, made where there is none, for values at a step."""
-        key_set = self.key_sets.get(names)
-        if key_set is None:
-            key_set = self.counted(names)
-            for name in names:
-                self._given.setdefault(name, set()).add(key_set)
-            self.key_sets[names] = key_set
-            key_set.is_given = True
-        return key_set
+        """Return the key set of these names, made where there is none."""
+        return self._key_sets.get(names) or self._new_key_set(names)
 
-    def counted(self, names: tuple[str, ...]) -> KeySet:
-        """Return the key set of these names, made where there is none, for values without a step."""
-        return self._all.get(names) or self._new_key_set(names)
+    def give(self, key_set: KeySet) -> None:
+        """Take note that the values of a key set are given a step from here on."""
+        for name in key_set.names:
+            self._given.setdefault(name, set()).add(key_set)
+        key_set.is_given = True
 
     def _new_key_set(self, names: tuple[str, ...]) -> KeySet:
         clocks = list(dict.fromkeys(self._clocks[name] for name in names if name in self._clocks))
@@ -144,7 +133,7 @@ class Axes:
                 for key_set in other.key_sets:
                     self._clocks.update(dict.fromkeys(key_set.names, clock))
         self._clocks.update(dict.fromkeys(names, clock))
-        key_set = self._all[names] = KeySet(names, clock)
+        key_set = self._key_sets[names] = KeySet(names, clock)
         return key_set
 
     def count_on(self, key_set: KeySet, timestamp_ms: int) -> tuple[list[int], int]:
@@ -153,9 +142,7 @@ class Axes:
         for name in key_set.names:
             step = self._counters.get(name, 0)
             for given in self._given.pop(name, ()):
-                # In this order: a signal handler that gives it a step now enters it again.
                 given.is_given = False
-                self.key_sets.pop(given.names, None)
                 step = max(step, given.highest_step + 1)
             self._counters[name] = step + 1
             steps.append(step)
@@ -336,44 +323,39 @@ class JournalWriter:
         Returns:
             Whether the journal has them now.
         """
+        if step is not None:
+            return self.row_appender(names)(values, step, timestamp_ms)
         with self._lock:
-            if step is None:
-                return self._append_counted(names, values, timestamp_ms)
-            key_set = self._axes.key_sets.get(names) or self._axes.key_set(names)
-            timestamp_ms = key_set.settle(step, timestamp_ms)
-            body = key_set.pack(next(self._sequence), 3, key_set.id, timestamp_ms, step, *values)
-            frame = records.framed(body)
-            if key_set.segment != self._segment or self._size + len(frame) > self._segment_bytes:
-                return self._write_with_keys(key_set, frame)
-            return self._write(frame, len(values))
+            return self._append_counted(names, values, timestamp_ms)
 
     def row_appender(self, names: tuple[str, ...]) -> Callable[[Sequence[float], int, int], bool]:
         """Return `append_metrics` of these names, for values at a step.
 
-        What a training's own work pushes out of the processor's cache between two calls costs more than what
-        is done with it: here all is at hand, and no name is looked at.
+        It has at hand what it needs, and looks at no name: what a training's own work pushes out of the
+        processor's cache between two calls costs more than what is done with it.
         """
-        axes = self._axes
-        key_set = axes.key_set(names)
-        pack, key_set_id, crc32 = key_set.pack, key_set.id, zlib.crc32
-        magic, head, head_size = records.MAGIC, records.HEAD.pack, records.HEAD.size
+        with self._lock:
+            axes, sequence = self._axes, self._sequence
+            key_set = axes.key_set(names)
+        pack, key_set_id, settle, count = key_set.pack, key_set.id, key_set.settle, len(names)
+        framed = records.framed
 
         def append(values: Sequence[float], step: int, timestamp_ms: int) -> bool:
             with self._lock:
-                if self._axes is not axes or not key_set.is_given:
+                if self._axes is not axes:  # another journal was begun, by `reopen` or in a fork
                     return self.append_metrics(names, values, step, timestamp_ms)
-                timestamp_ms = key_set.settle(step, timestamp_ms)
-                body = pack(next(self._sequence), 3, key_set_id, timestamp_ms, step, *values)
-                size = len(body)
-                frame = head(magic, size, crc32(body)) + body
-                if key_set.segment != self._segment or self._size + head_size + size > self._segment_bytes:
+                if not key_set.is_given:
+                    axes.give(key_set)
+                timestamp_ms = settle(step, timestamp_ms)
+                frame = framed(pack(next(sequence), 3, key_set_id, timestamp_ms, step, *values))
+                if key_set.segment != self._segment or self._size + len(frame) > self._segment_bytes:
                     return self._write_with_keys(key_set, frame)
-                return self._write(frame, len(values))
+                return self._write(frame, count)
 
         return append
 
     def _append_counted(self, names: tuple[str, ...], values: Sequence[float], timestamp_ms: int) -> bool:
-        key_set = self._axes.counted(names)
+        key_set = self._axes.key_set(names)
         steps, timestamp_ms = self._axes.count_on(key_set, timestamp_ms)
         pack = records.steps_packer(len(steps))
         body = pack(next(self._sequence), Kind.METRICS_STEPS, key_set.id, timestamp_ms, *steps, *values)

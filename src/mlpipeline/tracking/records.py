@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 PREAMBLE = struct.Struct("<4sHH")
-MAGIC = b"\xabJ"
-HEAD = struct.Struct("<2sII")
+_MAGIC = b"\xabJ"
+_HEAD = struct.Struct("<2sII")
 _BODY_HEAD = struct.Struct("<QB")
 _METRICS_HEAD = struct.Struct("<8sqq")
 _STEPS_HEAD = struct.Struct("<8sq")
@@ -123,7 +123,7 @@ def preamble(version: int = FORMAT_VERSION) -> bytes:
 
 def framed(body: bytes) -> bytes:
     """Return the frame around a packed body."""
-    return HEAD.pack(MAGIC, len(body), zlib.crc32(body)) + body
+    return _HEAD.pack(_MAGIC, len(body), zlib.crc32(body)) + body
 
 
 def json_frame(sequence: int, kind: Kind, content: Mapping[str, Any]) -> bytes:
@@ -216,11 +216,11 @@ def scan(data: bytes, offset: int, *, is_final: bool) -> Scan:
 
 
 def _frame_at(data: bytes, position: int, offset: int) -> Frame | None:
-    start = position + HEAD.size
+    start = position + _HEAD.size
     if len(data) < start + _BODY_HEAD.size:
         return None
-    magic, length, crc = HEAD.unpack_from(data, position)
-    if magic != MAGIC or not _BODY_HEAD.size <= length <= MAX_BODY_BYTES or len(data) < start + length:
+    magic, length, crc = _HEAD.unpack_from(data, position)
+    if magic != _MAGIC or not _BODY_HEAD.size <= length <= MAX_BODY_BYTES or len(data) < start + length:
         return None
     body = data[start : start + length]
     if zlib.crc32(body) != crc:
@@ -233,7 +233,7 @@ def _frame_at(data: bytes, position: int, offset: int) -> Frame | None:
 
 
 def _next_frame(data: bytes, position: int, offset: int) -> int | None:
-    while (position := data.find(MAGIC, position)) >= 0:
+    while (position := data.find(_MAGIC, position)) >= 0:
         if _frame_at(data, position, offset) is not None:
             return position
         position += 1

@@ -55,6 +55,10 @@ _TICKS_MS = (1_000, 3_000, 10_000)
 _runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
+_Plan = tuple[tuple[str, ...], "list[int] | None", "Callable[[Sequence[float], int, int], bool] | None"]
+"""For the names of one call: MLflow's, which of them are kept, None for all, and what appends a row of those."""
+
+
 class Journal(Protocol):
     """Where a run's records go: a `JournalWriter`, a `ChildJournal`, or memory in a user's unit test."""
 
@@ -115,7 +119,7 @@ class Run:
         self._pid = os.getpid()
         self._status: str | None = None
         self._run_id: str | None = self._header.get("run_id")
-        self._plans: dict[tuple[str, ...], tuple[tuple[str, ...], list[int] | None]] = {}
+        self._plans: dict[tuple[str, ...], _Plan] = {}
         self._keeps = names.NameFilter(self.config.include, self.config.exclude)
         self._records_metrics = self._journal is not None and self.config.log_metrics
         self._long_params: dict[str, Any] = {}
@@ -230,16 +234,15 @@ class Run:
         if not self._records_metrics or not metrics:
             return
         keys = tuple(metrics)
-        plan = self._plans.get(keys) or self._plan(keys)
+        picked, kept, append = self._plans.get(keys) or self._plan(keys)
         try:
             values = [*map(float, metrics.values())]
         except (TypeError, ValueError):
             raise _not_a_number(metrics) from None
-        picked = plan[0]
-        if plan[1] is not None:
-            values = [values[index] for index in plan[1]]
+        if kept is not None:
+            values = [values[index] for index in kept]
         if not (is_finite := math.isfinite(sum(values))):
-            picked, values = self._settle_nonfinite(picked, values, step)
+            (picked, values), append = self._settle_nonfinite(picked, values, step), None
         if not picked:
             return
         if step is not None and type(step) is not int:
@@ -252,9 +255,11 @@ class Run:
         ):
             return
         now_ms = time.time_ns() // 1_000_000
-        self._journal.append_metrics(  # type: ignore[union-attr]
-            picked, values, step, now_ms if timestamp_ms is None else timestamp_ms
-        )
+        at_ms = now_ms if timestamp_ms is None else timestamp_ms
+        if append is not None and step is not None:
+            append(values, step, at_ms)
+        else:
+            self._journal.append_metrics(picked, values, step, at_ms)  # type: ignore[union-attr]
         if now_ms >= self._next_tick_ms:
             self._tick(now_ms)
 
@@ -278,11 +283,9 @@ class Run:
         def log_any(values: list[float], step: int) -> None:
             self.log_metrics(dict(zip(names, values, strict=True)), step)
 
-        journal, plan = self._journal, self._plans.get(names) or self._plan(names)
-        is_plain = bool(names) and self._records_metrics and self._sampling is None and plan[1] is None
-        if not isinstance(journal, JournalWriter) or not is_plain:
+        journal, (_, kept, append) = self._journal, self._plans.get(names) or self._plan(names)
+        if append is None or kept is not None or self._sampling is not None or not self._records_metrics:
             return log_any
-        append = journal.row_appender(plan[0])
 
         def log(values: list[float], step: int) -> None:
             if self._status is not None or self._journal is not journal or not math.isfinite(sum(values)):
@@ -295,10 +298,15 @@ class Run:
 
         return log
 
-    def _plan(self, keys: tuple[str, ...]) -> tuple[tuple[str, ...], list[int] | None]:
+    def _plan(self, keys: tuple[str, ...]) -> _Plan:
         kept = [index for index, key in enumerate(keys) if self._keeps(str(key))]
         mapped = self._keys([str(keys[index]) for index in kept])
-        plan = self._plans[keys] = (mapped, kept if len(kept) != len(keys) else None)
+        append = (
+            self._journal.row_appender(mapped)
+            if mapped and isinstance(self._journal, JournalWriter)
+            else None
+        )
+        plan = self._plans[keys] = (mapped, kept if len(kept) != len(keys) else None, append)
         return plan
 
     def _keys(self, originals: Sequence[str]) -> tuple[str, ...]:
@@ -754,6 +762,7 @@ class Run:
             self._is_told = False
             if not self.owns_run:
                 self._header["role"] = "attached"  # a forked child adds to it, and never ends it
+            self._plans.clear()  # they append to a journal that may be replaced
             attempt = max(int(self._header.get("attempt", 0)) + 1, time.time_ns() // 1_000_000)
             if isinstance(self._journal, ChildJournal) and self._home is not None:
                 # It went into its parent's journal; from here on it is a run like any other.
