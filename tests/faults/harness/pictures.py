@@ -9,7 +9,9 @@ from dataclasses import dataclass
 _OF_THE_MOMENT = re.compile(r"seconds|_s$|time|duration|per_second|^system/|^best_run$", re.IGNORECASE)
 """Metrics and tags whose values are those of one moment: only that they are there is compared."""
 
-_OF_THE_RUN = re.compile(r"^mlflow\.|^mlpipeline\.(uid|attempt|dropped|keeper|keeper_of|kept_ms|overlap)")
+_OF_THE_RUN = re.compile(
+    r"^mlflow\.|^mlpipeline\.(uid|attempt|claim|dropped|keeper|keeper_of|kept_ms|overlap)"
+)
 """Tags that each run has its own of."""
 
 
