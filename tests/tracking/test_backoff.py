@@ -181,6 +181,15 @@ def test_refused_credentials_are_shown_six_times_and_then_every_five_minutes(hom
     assert all(gap >= DENIED_RETRY_S for gap in gaps_s)
 
 
+def test_refused_credentials_leave_a_run_stuck_before_its_files_had_a_turn(home: Path) -> None:
+    """Nothing is tried for minutes, and whoever waits for the run would wait as long."""
+    scene = Scene(home)
+    scene.set(busy(401, is_denied=True))
+    worker = scene.workers[0]
+    worker.round("records", SimpleNamespace(answered=0, load=lambda: None))  # type: ignore[arg-type]
+    assert worker.is_stuck("0")
+
+
 @pytest.mark.parametrize("runs", [1, 100])
 def test_nobody_asks_earlier_than_a_server_wants_to_be_asked(home: Path, runs: int) -> None:
     """Neither another run, nor somebody who waits, nor a thread whose own call has just passed."""

@@ -57,7 +57,7 @@ _KINDS: tuple[_Kind, ...] = ("records", "files")
 
 _FAILURES_OF_STUCK = 3
 _FAILURES_OF_CLOSED = 6
-_LONG_REST_S = 15.0
+_LONG_WAIT_S = 15.0
 _DELIVER_EVERY_S = 0.2
 _HURRIED_EVERY_S = 0.02
 _GUEST_READ_BYTES = 16 * 2**10
@@ -149,6 +149,10 @@ class Backoff:
     def rest_s(self) -> float:
         """Return how long the server still wants to be left alone."""
         return max(0.0, self._rests_until_s - self._clock())
+
+    def wait_s(self) -> float:
+        """Return how long nothing will be tried."""
+        return max(0.0, self._not_before_s - self._clock(), self.rest_s())
 
     def failed(self, error: Unavailable, weight: float = 1.0, *, denied_after: int = 1) -> None:
         """Take note of a failure.
@@ -298,7 +302,8 @@ class Worker:
     def is_closed(self) -> bool:
         """Whether nothing arrives there for now: nobody answers, credentials are refused, or all that was tried failed."""
         door = self._door
-        return self.is_down or door.rest_s() > _LONG_REST_S or door.failures >= _FAILURES_OF_CLOSED
+        # Refused credentials shut it for minutes, perhaps before the other thread has had its first turn.
+        return self.is_down or door.wait_s() > _LONG_WAIT_S or door.failures >= _FAILURES_OF_CLOSED
 
     def is_stuck(self, uid: str) -> bool:
         """Tell whether a run cannot be delivered for now: a failure or two are taken for a passing trouble."""
