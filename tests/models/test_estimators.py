@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -32,6 +33,17 @@ def test_every_classifier_and_regressor_of_scikit_learn_has_a_name():
     every = {kind for _, kind in all_estimators(type_filter=["classifier", "regressor"])}
     assert every == {made_of(name) for name in known_names("sklearn")}
     assert len(every) > 80
+
+
+def test_a_usual_name_is_found_without_all_of_scikit_learn():
+    """To list its models it imports its every module, and PyTorch with one of them."""
+    program = (
+        "import sys; from mlpipeline.models.estimators import kind_of; "
+        "from mlpipeline.models.settings import ModelSection; "
+        "print(kind_of(ModelSection(model_type='RandomForestClassifier'), None).name, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "random_forest_classifier False" == done.stdout.strip()
 
 
 def test_models_among_the_parameters_are_made():

@@ -198,7 +198,17 @@ def task_of(estimator: Any) -> TaskType | None:
 # --- names -------------------------------------------------------------------------------------------
 
 
+_SKLEARN_MODULES = (
+    *("ensemble", "linear_model", "tree", "neighbors", "svm", "naive_bayes", "neural_network"),
+    *("discriminant_analysis", "gaussian_process"),
+)
+"""Where most models are. ``all_estimators`` imports every module of scikit-learn, and PyTorch with one of them:
+two seconds of each command that names a model."""
+
+
 def _by_name(framework: str, name: str, place: str) -> Kind:
+    if framework == "sklearn" and (usual := _in_sklearn_modules(_letters(name))) is not None:
+        return Kind(_snake(usual.__name__), usual, _task_of_class(usual))
     listed = _listed(framework)
     by_letters = {_letters(one): one for one in listed}
     if (found := by_letters.get(_letters(name))) is None:
@@ -233,6 +243,18 @@ def _listed(framework: str) -> Mapping[str, Any]:
     if framework == "xgboost":
         return _of_xgboost()
     return _of_pytorch() if framework == "pytorch" else {}
+
+
+def _in_sklearn_modules(letters: str) -> type | None:
+    for name in _SKLEARN_MODULES:
+        try:
+            module = importlib.import_module(f"sklearn.{name}")
+        except ImportError:  # the whole list tells what is missing
+            return None
+        for public in module.__all__:
+            if _letters(public) == letters and _task_of_class(kind := getattr(module, public)):
+                return kind  # type: ignore[no-any-return]  # a module's attribute
+    return None
 
 
 @cache
