@@ -56,6 +56,7 @@ def main() -> None:
         "random forest": RandomForestClassifier(100).fit(X, y),
     }
     import_flavors(figures)
+    import_beside(figures)
     print(f"{'model':18} {'way':42} seconds, median [min, max] of {ROUNDS}")
     log_models(figures, models, X[:5], f"sqlite:///{folder}/mlflow.db", "in MLflow", "default")
     with serving(folder, f"sqlite:///{folder}/server.db") as server:
@@ -98,9 +99,12 @@ def log_models(figures: Figures, models, example, store: str, arrived: str, peer
 
 def import_flavors(figures: Figures) -> None:
     """Measure what the first model of a process imports, once MLflow's callers have their framework."""
-    for flavor, framework in (("sklearn", "sklearn.pipeline"), ("pytorch", "torch")):
+    # skops lists all of scikit-learn's classes, and imports its every module for that; PyTorch, too, where it is.
+    flavors = {"sklearn": "sklearn.pipeline", "xgboost": "xgboost", "pytorch": "torch"}
+    for flavor, framework in flavors.items():
+        more = ", skops.io" if flavor == "sklearn" else ""
         program = (
-            f"import time, {framework}, mlpipeline; began = time.process_time(); import mlflow.{flavor}; "
+            f"import time, {framework}, mlpipeline; began = time.process_time(); import mlflow.{flavor}{more}; "
             "print(time.process_time() - began)"
         )
         command = [sys.executable, "-c", program]
@@ -110,6 +114,60 @@ def import_flavors(figures: Figures) -> None:
         ][1:]
         figures.add(f"import mlflow.{flavor}", "CPU seconds", found)
         print(f"import mlflow.{flavor}: {statistics.median(found):.2f} CPU-s, once a process")
+
+
+BESIDE = """
+import os, sys, threading, time
+{setup}
+
+def train():
+{train}
+
+def load():
+    import mlflow.{flavor}
+
+train()
+began = time.perf_counter()
+train()
+alone = time.perf_counter() - began
+began = time.perf_counter()
+thread = threading.Thread(target=load)
+thread.start()
+train()
+beside = time.perf_counter() - began
+thread.join()
+print(beside - alone)
+"""
+TRAININGS = {
+    "pytorch": (
+        (
+            "import torch; torch.set_num_threads(1); layers = [torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1)]\n"
+            "net = torch.nn.Sequential(*layers); adam = torch.optim.Adam(net.parameters()); x = torch.randn(32, 32)"
+        ),
+        "    for _ in range(15_000):\n        adam.zero_grad(); net(x).square().mean().backward(); adam.step()",
+    ),
+    "xgboost": (
+        (
+            "import numpy, xgboost; X = numpy.random.default_rng(1).normal(size=(20_000, 30)); y = X[:, 0] > 0\n"
+            "data = xgboost.DMatrix(X, y)"
+        ),
+        "    xgboost.train({'nthread': os.cpu_count()}, data, 300, evals=[(data, 'train')], verbose_eval=False)",
+    ),
+}
+
+
+def import_beside(figures: Figures) -> None:
+    """Measure what it would cost a training if its flavor were imported meanwhile, in a thread, not after it."""
+    for flavor, (setup, train) in TRAININGS.items():
+        command = [sys.executable, "-c", BESIDE.format(setup=setup, train=train, flavor=flavor)]
+        found = [
+            float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+            for _ in range(ROUNDS)
+        ]
+        figures.add(f"import mlflow.{flavor} in a thread", "seconds more for the training beside", found)
+        print(
+            f"import mlflow.{flavor} in a thread: {statistics.median(found):.2f} s more for the training beside it"
+        )
 
 
 def show(figures: Figures, model: str, way: str, seconds: list[float], note: str = "") -> None:
