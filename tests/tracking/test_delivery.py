@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from mlpipeline.tracking.delivery import RunDelivery
 from mlpipeline.tracking.home import DONE_KEPT_DAYS, Home, is_remote
 from mlpipeline.tracking.opening import attached_run, open_child, open_run
 from mlpipeline.tracking.records import Kind
-from mlpipeline.tracking.sink import Destination, MlflowSink, Refused
+from mlpipeline.tracking.sink import Destination, MlflowSink, Refused, Unavailable
 
 Deliver = Callable[[], None]
 
@@ -750,3 +750,29 @@ def test_a_model_whose_description_cannot_be_read_is_refused(store_uri, tmp_path
     status = "PENDING" if is_refused else "READY"
     assert status == str(client.get_logged_model(made.model_id).status)
     assert [folder] == list(folder.parent.iterdir())
+
+
+class Away(MlflowSink):
+    """Takes runs, and no params for now."""
+
+    def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        raise Unavailable("away")
+
+
+def test_an_end_that_is_read_and_not_kept_yet_is_no_sign_of_a_kill(store_uri: str, home: Path) -> None:
+    """The thread that asks for the models' verdict would drop those of a trial that ended well."""
+    parent = open_run(MLflowConfig(tracking_uri=store_uri, experiment_name="held", delivery="offline"))
+    child = open_child(parent, "held-child", holds_models=True)
+    child.log_params({"depth": 3})
+    child.end(keeps_models=True)
+    sink = Away(Destination(store_uri, store_uri, ""))
+    sink.load()
+    RunDelivery(Home(home), Home(home).run(parent.uid)).deliver(sink)
+    delivery = RunDelivery(Home(home), Home(home).run(child.uid))
+    with pytest.raises(Unavailable, match="away"):
+        delivery.deliver(sink)
+    assert delivery.coming_end() is None
+    sink.log_params = lambda *_: None  # type: ignore[method-assign]
+    delivery.deliver(sink)
+    assert delivery.coming_end()["keeps_models"]  # type: ignore[index]
+    parent.end()

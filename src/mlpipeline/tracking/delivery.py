@@ -602,8 +602,15 @@ class RunDelivery:
             self.state.is_ended = True
 
     def coming_end(self) -> dict[str, Any] | None:
-        """Return the end that is recorded or due; None while the run goes on."""
-        return self.state.end or self._pending_end()
+        """Return the end that is recorded or due; None while the run goes on. Any thread may ask."""
+        with self._changing:
+            due = self._pending_end()
+            # In this order: who has read the END of a dead writer, and not kept it yet, has moved on by now.
+            is_read_ahead = any(
+                [reader.segment, reader.offset] != list(self.state.offsets.get(name, (0, 0)))
+                for name, reader in self._readers.items()
+            )
+            return self.state.end or (None if is_read_ahead else due)
 
     def upload(self, sink: MlflowSink) -> bool:
         """Send an artifact, model, version or evaluation that waits; see `Uploads.send_next`."""
