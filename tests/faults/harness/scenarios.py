@@ -186,20 +186,11 @@ def couriers_killed(stage):
 
 
 @contextlib.contextmanager
-def full_for_a_while(stage):
-    """The disk of the journals is full from the tenth step on, for two seconds."""
-    disk = stage.on_small_disk()
+def full_for_a_while(stage, has_quota=False):
+    """Where the journals are there is no room from the tenth step on, for two seconds."""
+    disk = stage.under_quota() if has_quota else stage.on_small_disk()
     stage.at_step(10, disk.fill)
     stage.at_step(30, disk.free)
-    yield
-
-
-@contextlib.contextmanager
-def over_quota(stage):
-    """The quota of the journals is used up from the tenth step on, for two seconds."""
-    quota = stage.under_quota()
-    stage.at_step(10, quota.fill)
-    stage.at_step(30, quota.free)
     yield
 
 
@@ -524,7 +515,7 @@ SCENARIOS = (
         "quota",
         "Quota used up for 2 s",
         "Journals in a btrfs subvolume of at most 2 MB, which is used up in the middle of the training; the limit is raised.",
-        over_quota,
+        partial(full_for_a_while, has_quota=True),
         drops=True,
     ),
     Scenario(
