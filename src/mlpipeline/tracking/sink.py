@@ -13,10 +13,12 @@ the ids and a create whose answer got lost would otherwise be made twice.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import socket
+import stat
 import sys
 import threading
 import time
@@ -223,12 +225,23 @@ _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 
 
 
 def _probe_file(path: Path) -> None:
+    """Ask whether it could be opened, and never open it.
+
+    Closing any descriptor of a file gives up all of the process's POSIX locks on it, those too that
+    SQLite holds for a transaction in another thread; the next process then writes into the middle
+    of it, and what had been answered is lost (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    """
     try:
-        os.close(os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0)))
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
     except FileNotFoundError:
         # MLflow makes the file, but not its folder.
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise
+        return
+    if is_folder:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 class MlflowSink:
