@@ -28,7 +28,7 @@ from mlpipeline.core.errors import MissingExtraError, UsageError
 from mlpipeline.tracking.recorded import Recorded, unharmed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from mlpipeline.tracking.run import Run
 
@@ -103,10 +103,13 @@ class MLflowCallback(Recorded, pl.Callback):
         self._saved_steps: dict[str, int] = {}
         self._is_epoch_end = False
         self._last_epoch = (-1, -1.0)
-        self._rates: dict[str, float] = {}
-        self._rated: list[tuple[type, int]] = []  # whose they are: kinds of optimizers, and how many groups
+        self._rate_names: tuple[str, ...] = ()
+        self._rates: list[float] = []
+        self._rated: list[Any] | None = None  # the optimizers whose they are
         self._has_monitor = False
         self._rated_step = -1
+        self._is_step = False  # of training, from its start until something else begins
+        self._heard_by: list[Any] | None = None  # the trainer's loggers, once a listener is among them
         self._row: Callable[[list[float], int], None] | None = None
         self._row_names: tuple[str, ...] = ()
         self._epoch_samples = 0
@@ -211,6 +214,7 @@ class MLflowCallback(Recorded, pl.Callback):
 
     def _begin_evaluation(self, trainer: Any, **loaders: Any) -> None:
         self._evaluation_started_s = time.perf_counter()
+        self._is_step = False
         if _is_fitting(trainer):
             return
         # In a process that a training's own process started, the trainer is a copy.
@@ -257,23 +261,29 @@ class MLflowCallback(Recorded, pl.Callback):
         """Note step, samples and learning rates; from the first batch, what the model is called with."""
         if (run := self._active(trainer)) is None:
             return
-        self._attach(trainer)  # not in on_train_epoch_start, which a training resumed mid-epoch skips
+        if (
+            trainer.loggers is not self._heard_by
+        ):  # not in on_train_epoch_start, which a resumed training skips
+            self._attach(trainer)
         run.step = _logger_step(trainer)
         if not self._has_monitor:  # which records them itself
             self._read_rates(trainer.optimizers)
         self._epoch_samples += rows_of(batch)
+        self._is_step = True
         if self._example is None:
             self._example = Example(pl_module, batch)
             self._is_example_taken = False
 
-    def _read_rates(self, optimizers: Sequence[Any]) -> None:
+    def _read_rates(self, optimizers: list[Any]) -> None:
         """Note the learning rates; their names are made only where there are others than before."""
-        rated = [(type(optimizer), len(optimizer.param_groups)) for optimizer in optimizers]
-        if rated == self._rated:
-            values = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-            self._rates = dict(zip(self._rates, values, strict=True))
-        else:
-            self._rated, self._rates = rated, learning_rates(optimizers)
+        rates = []
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                rates.append(group["lr"])  # noqa: PERF401 - a comprehension is one more call, at every step
+        if optimizers is not self._rated or len(rates) != len(self._rates):
+            named = learning_rates(optimizers)
+            self._rated, self._rate_names, rates = optimizers, tuple(named), [*named.values()]
+        self._rates = rates
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -308,7 +318,7 @@ class MLflowCallback(Recorded, pl.Callback):
             training_s = max(elapsed_s - self._evaluation_s, 1e-9)
             metrics["samples_per_s"] = self._epoch_samples * trainer.world_size / training_s
         if self._rules.step_axis != "step" or self._rated_step != run.step:
-            metrics |= self._rates
+            metrics |= self._named_rates()
         self._record(metrics, run.step or 0, trainer.current_epoch)
 
     # --- metrics ------------------------------------------------------------------------------------
@@ -317,8 +327,10 @@ class MLflowCallback(Recorded, pl.Callback):
         loggers = trainer.loggers
         if not (isinstance(loggers, _Loggers) and loggers.is_heard_by(self)):
             trainer.loggers = _Loggers(loggers, _Listener(self, trainer))
+        self._heard_by = trainer.loggers
 
     def _detach(self, trainer: Any) -> None:
+        self._heard_by = None
         trainer.loggers = [item for item in trainer.loggers if not isinstance(item, _Listener)]
 
     def _heard(self, trainer: Any, metrics: Mapping[str, Any], step: int) -> None:
@@ -328,11 +340,11 @@ class MLflowCallback(Recorded, pl.Callback):
         every = self._rules.log_every_n_steps
         if every is not None and not self._is_epoch_end and _is_fitting(trainer) and (step + 1) % every:
             return
-        if self._rated_step != step and not self._is_epoch_end and trainer.training:
+        if self._rated_step != step and self._is_step and not self._is_epoch_end:
             self._rated_step = step
             if self._record_as_row(metrics, step):
                 return
-            metrics = {**metrics, **self._rates}
+            metrics = {**metrics, **self._named_rates()}
         if (epoch := metrics.get("epoch")) is not None:
             # Lightning adds the epoch to every record; once per step is enough.
             if self._last_epoch == (step, epoch):
@@ -343,8 +355,8 @@ class MLflowCallback(Recorded, pl.Callback):
 
     def _record_as_row(self, metrics: Mapping[str, Any], step: int) -> bool:
         """Record a step of the same metrics as the one before, in few steps; tell whether it was one."""
-        names = (*metrics, *self._rates)
-        values = [*metrics.values(), *self._rates.values()]
+        names = (*metrics, *self._rate_names)
+        values = [*metrics.values(), *self._rates]
         if self._last_epoch[0] == step or not _NUMBERS.issuperset(map(type, values)):
             return False
         if names != self._row_names:
@@ -356,6 +368,9 @@ class MLflowCallback(Recorded, pl.Callback):
         self._last_epoch = (step, metrics.get("epoch", -1.0))
         self._row(values, step)
         return True
+
+    def _named_rates(self) -> dict[str, float]:
+        return dict(zip(self._rate_names, self._rates, strict=True))
 
     def _saved(self, checkpoint: Any) -> None:
         """Note at which step a checkpoint was written."""
@@ -409,7 +424,8 @@ class MLflowCallback(Recorded, pl.Callback):
         return self._run
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**super().__getstate__(), "_trainer": None, "_example": None, "_row": None, "_row_names": ()}
+        of_this_trainer = dict.fromkeys(("_trainer", "_example", "_row", "_rated", "_heard_by"))
+        state = {**super().__getstate__(), **of_this_trainer, "_row_names": ()}
         # Lightning lends every callback its module's `log`, and with it the whole module.
         return {name: value for name, value in state.items() if name not in {"log", "log_dict"}}
 
@@ -457,10 +473,7 @@ class _Loggers(list[Any]):
 
     def is_heard_by(self, callback: MLflowCallback) -> bool:
         """Tell whether a callback's listener takes part."""
-        for item in self._listeners:  # noqa: SIM110 - asked at every step: a generator costs twice as much
-            if item.callback is callback:
-                return True
-        return False
+        return any(item.callback is callback for item in self._listeners)
 
     def __iter__(self) -> Iterator[Any]:
         yield from super().__iter__()

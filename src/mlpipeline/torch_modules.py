@@ -271,10 +271,10 @@ def learning_rates(optimizers: Iterable[Any]) -> dict[str, float]:
 def rows_of(batch: Any) -> int:
     """Return how many rows a batch of any nesting has; 0 where there is no tensor to tell."""
     while not hasattr(batch, "shape"):
-        if isinstance(batch, Mapping):
-            batch = next(iter(batch.values()), None)
-        elif isinstance(batch, (list, tuple)) and batch:
+        if isinstance(batch, (list, tuple)) and batch:
             batch = batch[0]
+        elif isinstance(batch, Mapping):
+            batch = next(iter(batch.values()), None)
         else:
             return 0
     return int(batch.shape[0]) if batch.shape else 0
