@@ -90,7 +90,7 @@ def frame(sequence, kind, content):
 
 def journal(run_header, kinds):
     """A segment: a header, two points, and these records."""
-    pack = records.metrics_packer(len(NAMES))
+    pack = records.metrics_body(len(NAMES)).pack
     point = pack(3, Kind.METRICS, records.key_set_id(NAMES), 1000, 1, 0.5, 0.25)
     parts = [records.preamble(), frame(0, Kind.RUN, run_header), frame(1, Kind.RUN, run_header)]
     parts += [records.json_frame(2, Kind.KEYS, {"names": NAMES}), records.framed(point)]

@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def metrics_frame(sequence: int, names: tuple[str, ...], values: list[float], step: int, ms: int) -> bytes:
-    pack = records.metrics_packer(len(names))
+    pack = records.metrics_body(len(names)).pack
     return records.framed(pack(sequence, Kind.METRICS, records.key_set_id(names), ms, step, *values))
 
 

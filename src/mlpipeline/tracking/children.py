@@ -210,9 +210,9 @@ def _frames(sequence: int, known: set[tuple[str, ...]], kind: int, content: Mapp
     place = sequence + len(frames), kind, records.key_set_id(names), at_ms
     if kind is Kind.METRICS:
         (step,) = set(steps)
-        frames.append(records.framed(records.metrics_packer(len(names))(*place, step, *values)))
+        frames.append(records.framed(records.metrics_body(len(names)).pack(*place, step, *values)))
     else:
-        frames.append(records.framed(records.steps_packer(len(names))(*place, *steps, *values)))
+        frames.append(records.framed(records.steps_body(len(names)).pack(*place, *steps, *values)))
     known.add(names)
     return frames
 

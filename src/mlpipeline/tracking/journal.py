@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 import weakref
+import zlib
 from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.errors import ConfigError
@@ -51,11 +52,16 @@ class _Clock:
 
     MLflow stores a point once per (key, ms timestamp, step, value): two equal values of one key at
     one step within a millisecond would become one, so the later one moves on by a millisecond.
+
+    Attributes:
+        counted: The key set whose names were counted on last, while that is all that happened to any name of
+            the connected ones: then one number tells what their counters would.
     """
 
-    __slots__ = ("key_sets", "last_step", "last_timestamp_ms")
+    __slots__ = ("counted", "key_sets", "last_step", "last_timestamp_ms")
 
     def __init__(self) -> None:
+        self.counted: KeySet | None = None
         self.last_timestamp_ms = 0
         self.last_step = -(2**63)
         self.key_sets: list[KeySet] = []
@@ -77,17 +83,17 @@ class KeySet:
         id: What stands for them in a segment.
         segment: The last segment that has a KEYS frame of them.
         is_given: Its values are given a step: none of the names was counted on since.
+        counted_step: The last step of all its names, as long as it is its clock's `counted`.
     """
 
-    __slots__ = ("clock", "highest_step", "id", "is_given", "names", "pack", "segment")
+    __slots__ = ("clock", "counted_step", "highest_step", "id", "is_given", "names", "segment")
 
     def __init__(self, names: tuple[str, ...], clock: _Clock) -> None:
         self.names = names
         self.id = records.key_set_id(names)
-        self.pack = records.metrics_packer(len(names))
         self.clock = clock
         clock.key_sets.append(self)
-        self.highest_step = -1
+        self.highest_step = self.counted_step = -1
         self.segment = -1
         self.is_given = False
 
@@ -119,12 +125,15 @@ class Axes:
 
     def give(self, key_set: KeySet) -> None:
         """Take note that the values of a key set are given a step from here on."""
+        self._write_counters(key_set.clock)
         for name in key_set.names:
             self._given.setdefault(name, set()).add(key_set)
         key_set.is_given = True
 
     def _new_key_set(self, names: tuple[str, ...]) -> KeySet:
         clocks = list(dict.fromkeys(self._clocks[name] for name in names if name in self._clocks))
+        for one in clocks:
+            self._write_counters(one)
         # The largest one takes the others in: a name that many key sets share costs each of them once.
         clock = max(clocks, key=lambda one: len(one.key_sets), default=None) or _Clock()
         for other in clocks:
@@ -138,19 +147,37 @@ class Axes:
 
     def count_on(self, key_set: KeySet, timestamp_ms: int) -> tuple[list[int], int]:
         """Return a step for each name, the one after its last, and when the values count as measured."""
+        clock = key_set.clock
+        if clock.counted is key_set:
+            step = key_set.counted_step = key_set.counted_step + 1
+            steps = [step] * len(key_set.names)
+        else:
+            self._write_counters(clock)
+            steps = self._next_steps(key_set.names)
+            step = max(steps)
+            if steps.count(step) == len(steps):
+                key_set.counted_step, clock.counted = step, key_set
+        # Counted steps never repeat for a key, so the timestamp need not move for them.
+        timestamp_ms = max(timestamp_ms, clock.last_timestamp_ms)
+        clock.last_timestamp_ms, clock.last_step = timestamp_ms, max(clock.last_step, step)
+        return steps, timestamp_ms
+
+    def _next_steps(self, names: tuple[str, ...]) -> list[int]:
         steps = []
-        for name in key_set.names:
+        for name in names:
             step = self._counters.get(name, 0)
             for given in self._given.pop(name, ()):
                 given.is_given = False
                 step = max(step, given.highest_step + 1)
             self._counters[name] = step + 1
             steps.append(step)
-        clock = key_set.clock
-        timestamp_ms = max(timestamp_ms, clock.last_timestamp_ms)
-        # Counted steps never repeat for a key, so the timestamp need not move for them.
-        clock.last_timestamp_ms, clock.last_step = timestamp_ms, max(clock.last_step, *steps)
-        return steps, timestamp_ms
+        return steps
+
+    def _write_counters(self, clock: _Clock) -> None:
+        """Write into each name's counter how far the key set that was counted last has come."""
+        if (last := clock.counted) is not None:
+            self._counters.update(dict.fromkeys(last.names, last.counted_step + 1))
+            clock.counted = None
 
 
 def new_name() -> str:
@@ -323,13 +350,10 @@ class JournalWriter:
         Returns:
             Whether the journal has them now.
         """
-        if step is not None:
-            return self.row_appender(names)(values, step, timestamp_ms)
-        with self._lock:
-            return self._append_counted(names, values, timestamp_ms)
+        return self.row_appender(names)(values, step, timestamp_ms)
 
-    def row_appender(self, names: tuple[str, ...]) -> Callable[[Sequence[float], int, int], bool]:
-        """Return `append_metrics` of these names, for values at a step.
+    def row_appender(self, names: tuple[str, ...]) -> Callable[[Sequence[float], int | None, int], bool]:
+        """Return `append_metrics` of these names.
 
         It has at hand what it needs, and looks at no name: what a training's own work pushes out of the
         processor's cache between two calls costs more than what is done with it.
@@ -337,29 +361,34 @@ class JournalWriter:
         with self._lock:
             axes, sequence = self._axes, self._sequence
             key_set = axes.key_set(names)
-        pack, key_set_id, settle, count = key_set.pack, key_set.id, key_set.settle, len(names)
-        framed = records.framed
+        key_set_id, settle, count = key_set.id, key_set.settle, len(names)
+        layout = records.metrics_body(count)
+        pack, head_of, crc32 = layout.pack, records.head_packer(layout.size), zlib.crc32
+        pack_steps, framed = records.steps_body(count).pack, records.framed
 
-        def append(values: Sequence[float], step: int, timestamp_ms: int) -> bool:
+        def append(values: Sequence[float], step: int | None, timestamp_ms: int) -> bool:
             with self._lock:
                 if self._axes is not axes:  # another journal was begun, by `reopen` or in a fork
                     return self.append_metrics(names, values, step, timestamp_ms)
-                if not key_set.is_given:
-                    axes.give(key_set)
-                timestamp_ms = settle(step, timestamp_ms)
-                frame = framed(pack(next(sequence), 3, key_set_id, timestamp_ms, step, *values))
-                if key_set.segment != self._segment or self._size + len(frame) > self._segment_bytes:
+                if step is None:
+                    steps, timestamp_ms = axes.count_on(key_set, timestamp_ms)
+                    body = pack_steps(next(sequence), 4, key_set_id, timestamp_ms, *steps, *values)
+                    frame = framed(body)
+                else:
+                    if not key_set.is_given:
+                        axes.give(key_set)
+                    timestamp_ms = settle(step, timestamp_ms)
+                    body = pack(next(sequence), 3, key_set_id, timestamp_ms, step, *values)
+                    frame = head_of(crc32(body)) + body
+                if (
+                    key_set.segment != self._segment
+                    or self._descriptor < 0
+                    or self._size + len(frame) > self._segment_bytes
+                ):
                     return self._write_with_keys(key_set, frame)
-                return self._write(frame, count)
+                return self._put(frame, count)
 
         return append
-
-    def _append_counted(self, names: tuple[str, ...], values: Sequence[float], timestamp_ms: int) -> bool:
-        key_set = self._axes.key_set(names)
-        steps, timestamp_ms = self._axes.count_on(key_set, timestamp_ms)
-        pack = records.steps_packer(len(steps))
-        body = pack(next(self._sequence), Kind.METRICS_STEPS, key_set.id, timestamp_ms, *steps, *values)
-        return self._write_with_keys(key_set, records.framed(body))
 
     def _write_with_keys(self, key_set: KeySet, frame: bytes) -> bool:
         count = len(key_set.names)
@@ -386,9 +415,11 @@ class JournalWriter:
         return True
 
     def _write(self, frame: bytes, count: int) -> bool:
+        return self._put(frame, count) if self._is_ready(len(frame)) else self._drop(count)
+
+    def _put(self, frame: bytes, count: int) -> bool:
+        """Write to the segment that is open and has room."""
         size = len(frame)
-        if (self._descriptor < 0 or self._size + size > self._segment_bytes) and not self._is_ready(size):
-            return self._drop(count)
         if self._untold_drops:
             note = {"count": self._untold_drops}
             frame = records.json_frame(next(self._sequence), Kind.DROPPED, note) + frame

@@ -10,6 +10,8 @@ Metrics are packed; every other payload is one JSON object::
 
     METRICS        8-byte key-set id | i64 timestamp in ms | i64 step | n doubles
     METRICS_STEPS  8-byte key-set id | i64 timestamp in ms | n i64 steps | n doubles
+                   of steps that were counted here: delivery moves them behind what MLflow has of
+                   an earlier opening of the run
     KEYS           {"names": [...]}: the id is a hash of the names, so the same set has the same
                    id in every segment and one damaged frame spoils no other key set
     CHILD          {"uid": ..., "header": {...}, "records": [[kind, content], ...]}: a run under
@@ -32,7 +34,7 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -126,6 +128,11 @@ def framed(body: bytes) -> bytes:
     return _HEAD.pack(_MAGIC, len(body), zlib.crc32(body)) + body
 
 
+def head_packer(body_bytes: int) -> Callable[[int], bytes]:
+    """Return ``pack(crc) -> head`` for bodies of one size: with it, `framed` without a call of its own."""
+    return partial(_HEAD.pack, _MAGIC, body_bytes)
+
+
 def json_frame(sequence: int, kind: Kind, content: Mapping[str, Any]) -> bytes:
     """Return the frame of a JSON record."""
     return json_frames((sequence,), kind, content)
@@ -155,14 +162,14 @@ def key_set_id(names: tuple[str, ...]) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def metrics_packer(count: int) -> Callable[..., bytes]:
-    """Return ``pack(sequence, Kind.METRICS, key_set, timestamp_ms, step, *values) -> body``."""
-    return struct.Struct(f"<QB8sqq{count}d").pack
+def metrics_body(count: int) -> struct.Struct:
+    """Return what packs ``sequence, Kind.METRICS, key_set, timestamp_ms, step, *values`` into a body."""
+    return struct.Struct(f"<QB8sqq{count}d")
 
 
-def steps_packer(count: int) -> Callable[..., bytes]:
-    """Return ``pack(sequence, Kind.METRICS_STEPS, key_set, timestamp_ms, *steps, *values) -> body``."""
-    return struct.Struct(f"<QB8sq{count}q{count}d").pack
+def steps_body(count: int) -> struct.Struct:
+    """Return what packs ``sequence, Kind.METRICS_STEPS, key_set, timestamp_ms, *steps, *values`` into a body."""
+    return struct.Struct(f"<QB8sq{count}q{count}d")
 
 
 @dataclass(slots=True)

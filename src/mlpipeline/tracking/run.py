@@ -55,7 +55,9 @@ _TICKS_MS = (1_000, 3_000, 10_000)
 _runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
-_Plan = tuple[tuple[str, ...], "list[int] | None", "Callable[[Sequence[float], int, int], bool] | None"]
+_Plan = tuple[
+    tuple[str, ...], "list[int] | None", "Callable[[Sequence[float], int | None, int], bool] | None"
+]
 """For the names of one call: MLflow's, which of them are kept, None for all, and what appends a row of those."""
 
 
@@ -256,7 +258,7 @@ class Run:
             return
         now_ms = time.time_ns() // 1_000_000
         at_ms = now_ms if timestamp_ms is None else timestamp_ms
-        if append is not None and step is not None:
+        if append is not None:
             append(values, step, at_ms)
         else:
             self._journal.append_metrics(picked, values, step, at_ms)  # type: ignore[union-attr]
