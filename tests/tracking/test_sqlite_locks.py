@@ -30,15 +30,16 @@ sys.addaudithook(lambda event, about: opened.append(about) if event == "open" an
 from sklearn.linear_model import LogisticRegression
 from mlpipeline import MLflowTracker
 from mlpipeline.cli import main
-tracker = MLflowTracker(tracking_uri=store, delivery=sys.argv[2])
-with tracker.run() as run:
-    run.log_params({"a": 1})
-    run.log_metrics({"loss": 1.0}, step=0)
-    run.log_dict({"a": 1}, "a.json")
-    run.log_model(LogisticRegression().fit([[0.0], [1.0]], [0, 1]))
-run.flush()
-tracker.search_runs()
-tracker.get_run_info()
+for delivery in ("thread", "offline"):
+    tracker = MLflowTracker(tracking_uri=store, delivery=delivery)
+    with tracker.run() as run:
+        run.log_params({"a": 1})
+        run.log_metrics({"loss": 1.0}, step=0)
+        run.log_dict({"a": 1}, "a.json")
+        run.log_model(LogisticRegression().fit([[0.0], [1.0]], [0, 1]))
+    run.flush()
+    tracker.search_runs()
+    tracker.get_run_info()
 for command in (["doctor", "--tracking-uri", store], ["runs", "list", "--tracking-uri", store], ["sync"]):
     main(command, standalone_mode=False)
 print("opened:", opened)
@@ -59,11 +60,10 @@ def test_looking_whether_a_database_is_there_gives_up_no_lock(store_uri):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("delivery", ["thread", "offline"])
-def test_nothing_opens_the_database_but_sqlite(store_uri, delivery):
+def test_nothing_opens_the_database_but_sqlite(store_uri):
     """Recording with a model, reading back, the command line: from the first call to the exit."""
     done = subprocess.run(
-        [sys.executable, "-c", RECORDS, store_uri.removeprefix("sqlite:///"), delivery],
+        [sys.executable, "-c", RECORDS, store_uri.removeprefix("sqlite:///")],
         capture_output=True,
         text=True,
         timeout=90,
