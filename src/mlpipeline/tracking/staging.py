@@ -310,9 +310,14 @@ def _roots_of(part: Any) -> Iterable[str]:
 
 def _installed_version(distribution: str) -> str | None:
     try:
-        return importlib.metadata.version(distribution).partition("+")[0]
+        return _found_version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+@cache  # a dozen per model; and what is imported stays what it is if another version is installed meanwhile
+def _found_version(distribution: str) -> str:
+    return importlib.metadata.version(distribution).partition("+")[0]
 
 
 @cache
