@@ -834,3 +834,6 @@ def test_only_its_own_sections_are_looked_at():
     """A pipeline's configuration holds those of others."""
     trainer = MLflowIntegratedHyperparameterTrainer(tracking_uri=NOBODY)
     trainer.setup(context_of(small(), deployment=SimpleNamespace()))
+    with pytest.raises(ConfigError, match="n_trial: no such option") as refusal:
+        trainer.setup(context_of({"n_trial": 1}, deployment=SimpleNamespace()))
+    assert "deployment" not in str(refusal.value)
