@@ -261,9 +261,8 @@ class MLflowCallback(Recorded, pl.Callback):
         """Note step, samples and learning rates; from the first batch, what the model is called with."""
         if (run := self._active(trainer)) is None:
             return
-        if (
-            trainer.loggers is not self._heard_by
-        ):  # not in on_train_epoch_start, which a resumed training skips
+        # Not in on_train_epoch_start, which a training resumed mid-epoch skips.
+        if trainer.loggers is not self._heard_by:
             self._attach(trainer)
         run.step = _logger_step(trainer)
         if not self._has_monitor:  # which records them itself

@@ -54,8 +54,8 @@ class _Clock:
     one step within a millisecond would become one, so the later one moves on by a millisecond.
 
     Attributes:
-        counted: The key set whose names were counted on last, while that is all that happened to any name of
-            the connected ones: then one number tells what their counters would.
+        counted: The key set that was counted on last, while none of its names was given or counted a step by
+            another: then one number tells what their counters would.
     """
 
     __slots__ = ("counted", "key_sets", "last_step", "last_timestamp_ms")
@@ -365,6 +365,7 @@ class JournalWriter:
         layout = records.metrics_body(count)
         pack, head_of, crc32 = layout.pack, records.head_packer(layout.size), zlib.crc32
         pack_steps, framed = records.steps_body(count).pack, records.framed
+        given, counted = int(Kind.METRICS), int(Kind.METRICS_STEPS)  # a Kind takes longer to pack
 
         def append(values: Sequence[float], step: int | None, timestamp_ms: int) -> bool:
             with self._lock:
@@ -372,13 +373,13 @@ class JournalWriter:
                     return self.append_metrics(names, values, step, timestamp_ms)
                 if step is None:
                     steps, timestamp_ms = axes.count_on(key_set, timestamp_ms)
-                    body = pack_steps(next(sequence), 4, key_set_id, timestamp_ms, *steps, *values)
+                    body = pack_steps(next(sequence), counted, key_set_id, timestamp_ms, *steps, *values)
                     frame = framed(body)
                 else:
                     if not key_set.is_given:
                         axes.give(key_set)
                     timestamp_ms = settle(step, timestamp_ms)
-                    body = pack(next(sequence), 3, key_set_id, timestamp_ms, step, *values)
+                    body = pack(next(sequence), given, key_set_id, timestamp_ms, step, *values)
                     frame = head_of(crc32(body)) + body
                 if (
                     key_set.segment != self._segment
@@ -395,7 +396,7 @@ class JournalWriter:
         if not self._is_ready(len(frame)):
             return self._drop(count)
         if key_set.segment == self._segment:
-            return self._write(frame, count)
+            return self._put(frame, count)
         keys = records.json_frame(next(self._sequence), Kind.KEYS, {"names": key_set.names})
         if not self._write(keys + frame, count):
             return False
