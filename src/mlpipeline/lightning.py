@@ -16,6 +16,7 @@ Works with ``lightning.pytorch`` and ``pytorch_lightning``.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 import re
 import sys
@@ -475,8 +476,7 @@ class _Loggers(list[Any]):
         return any(item.callback is callback for item in self._listeners)
 
     def __iter__(self) -> Iterator[Any]:
-        yield from super().__iter__()
-        yield from self._listeners
+        return itertools.chain(super().__iter__(), self._listeners)
 
     def __bool__(self) -> bool:
         # Lightning computes metrics for loggers only "if trainer.loggers".
