@@ -8,13 +8,14 @@ back. Each block with a recorder is held against the mean of its two neighbours 
     python benchmarks/lightning.py --block 600      # long blocks: delivery meanwhile is paid too
     python benchmarks/lightning.py --only sqlite csv tensorboard wandb dvclive mlflowlogger    # beside its loggers
 
-Work: an MLP of --layers hidden layers of 64 at batch 32, one torch thread, four metrics logged at every
-step. Its step is to take about three milliseconds, which is said with the figures.
+Work: an MLP at batch 32 with hidden layers of 64, as many as make a step of --step-ms here, one torch
+thread, four metrics logged at every step.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import shutil
@@ -36,7 +37,7 @@ sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE),
 import lightning.pytorch as pl
 import torch
 from figures import Figures
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger
 
 from mlpipeline import MLflowConfig
 from mlpipeline.lightning import MLflowCallback
@@ -89,6 +90,18 @@ class Empty(pl.Callback):
         """Do nothing."""
 
 
+class Deaf(Logger):
+    """A logger that does nothing: Lightning turns each metric into a number for it all the same."""
+
+    name = version = None
+
+    def log_metrics(self, metrics, step=None) -> None:
+        """Do nothing."""
+
+    def log_hyperparams(self, *args, **kwargs) -> None:
+        """Do nothing."""
+
+
 def tensorboard(folder: Path) -> object:
     """TensorBoard's logger; `pip install tensorboard`."""
     from lightning.pytorch.loggers import TensorBoardLogger
@@ -109,6 +122,43 @@ def dvclive(folder: Path) -> object:
     from dvclive.lightning import DVCLiveLogger
 
     return DVCLiveLogger(dir=str(folder / "dvclive"), save_dvc_exp=False, dvcyaml=None)
+
+
+def fit(callbacks: list[pl.Callback], loggers: list[object], layers: int, steps: int) -> None:
+    """Train, with what Lightning does besides switched off."""
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=loggers or False,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+    )
+    trainer.fit(Net(layers), torch.utils.data.DataLoader(Endless(steps), batch_size=None))
+
+
+def began_s(layers: int, steps: int) -> list[float]:
+    """Train without a recorder and return when each step began."""
+    began: list[float] = []
+
+    class Clock(pl.Callback):
+        def on_train_batch_start(self, *args) -> None:
+            began.append(time.perf_counter())
+
+    fit([Clock()], [], layers, steps)
+    return began
+
+
+def layers_for(step_ms: float) -> int:
+    """Return how many hidden layers make a step of this length: what a layer adds, on this machine."""
+    few, many = 2, 10
+    ms = {}
+    for layers in (few, many, few, many):
+        began = began_s(layers, 400)[100:]
+        ms[layers] = statistics.median(b - a for a, b in itertools.pairwise(began)) * 1000
+    return max(round(few + (step_ms - ms[few]) * (many - few) / (ms[many] - ms[few])), 1)
 
 
 class Recorder:
@@ -246,11 +296,11 @@ def main() -> None:
     )
     parser.add_argument("--block", type=int, default=50, help="steps per block")
     parser.add_argument("--rounds", type=int, default=100, help="blocks of each recorder")
-    parser.add_argument("--layers", type=int, default=4, help="hidden layers, for the time of a step")
+    parser.add_argument("--step-ms", type=float, default=3.0, help="time of a step")
     parser.add_argument(
         "--only",
         nargs="*",
-        help="recorders, of: none empty csv sqlite server mlflowlogger tensorboard wandb dvclive",
+        help="recorders, of: none empty deaf csv sqlite server mlflowlogger tensorboard wandb dvclive",
     )
     parser.add_argument("--json", type=lambda text: Path(text).absolute(), help="also write the figures here")
     parser.add_argument("--seed", type=int, default=7)
@@ -275,6 +325,7 @@ def main() -> None:
     makers = {
         "none": Recorder,  # what the method itself reads
         "empty": lambda: Recorder([Empty()]),
+        "deaf": lambda: Recorder([Empty()], [Deaf()]),
         "csv": lambda: Recorder(loggers=[CSVLogger(folder / "csv")]),
         "sqlite": lambda: ours(store),
         "server": lambda: ours(uri),
@@ -287,20 +338,9 @@ def main() -> None:
     blocks = Blocks(recorders, options.block, options.rounds, options.seed)
     callbacks = [callback for recorder in recorders.values() for callback in recorder.callbacks]
     loggers = [logger for recorder in recorders.values() for logger in recorder.loggers]
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=loggers or False,
-        log_every_n_steps=1,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        callbacks=[*callbacks, blocks],
-        default_root_dir=folder,
-    )
     try:
         steps = (len(blocks.plan) + 1) * options.block + 10
-        trainer.fit(Net(options.layers), torch.utils.data.DataLoader(Endless(steps), batch_size=None))
+        fit([*callbacks, blocks], loggers, layers_for(options.step_ms), steps)
         for recorder in recorders.values():
             for callback in recorder.callbacks:
                 if isinstance(callback, MLflowCallback) and callback.run is not None:
