@@ -372,6 +372,28 @@ def test_an_exit_whose_courier_is_killed_leaves_at_once(server, home: Path, clea
         assert 0 == process.returncode, out
 
 
+def test_an_exit_whose_courier_was_killed_waits_for_no_other(
+    store_uri: str, home: Path, clean_courier: None, tmp_path: Path
+) -> None:
+    """That takes as long as importing MLflow. A courier that was killed before the training is another matter."""
+    go = tmp_path / "go"
+    script = f"{OPEN}    while not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    process = start(script, MLFLOW_TRACKING_URI=store_uri)
+    wait_until(lambda: courier_reports(Home(home)), home=home)
+    stop_courier(home)
+    go.touch()
+    began_s = time.monotonic()
+    _, told = process.communicate(timeout=60)
+    assert time.monotonic() - began_s < 1.0
+    assert 0 == process.returncode, told
+    assert "mlpipeline sync" in told
+    wait_until(lambda: courier_reports(Home(home)), home=home)
+    stop_courier(home)
+    code, _, told = run_script(script, MLFLOW_TRACKING_URI=store_uri)
+    assert 0 == code, told
+    assert "mlpipeline sync" not in told
+
+
 @pytest.mark.parametrize("what", ["home", "run"])
 def test_a_courier_leaves_when_what_it_serves_is_deleted(what: str, home: Path, clean_courier: None) -> None:
     """By hand, or with the temporary folder that it lies in; also what waits for a server, while its training lives."""
