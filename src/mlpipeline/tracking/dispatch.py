@@ -112,7 +112,7 @@ class Dispatch:
         self._spawned_s = -1e9
         self._is_told = False
         # A report that is there already, of a courier that is not, may be of another day.
-        self._old_pid = None if liveness.is_held(self._post.lock) else self._last_pid()
+        self._old_pid = None if liveness.is_held(self._post.lock) else self._last_report().get("pid")
 
     def ensure(self, *, is_start: bool = False) -> None:
         """Start a courier unless one serves the home; the journal must exist before.
@@ -309,19 +309,17 @@ class Dispatch:
         ]
 
     def _report(self) -> dict[str, Any]:
-        report = read_file(self._post.report)
-        if report is None or not liveness.is_held(self._post.lock):
-            return {}
-        return report
+        report = self._last_report()
+        return report if report and liveness.is_held(self._post.lock) else {}
+
+    def _last_report(self) -> dict[str, Any]:
+        """Return what the courier said last, which may be gone by now."""
+        return read_file(self._post.report) or {}
 
     def _is_killed(self) -> bool:
         """Tell whether the courier that is not there was, while this process recorded, and has not gone by itself."""
-        last = read_file(self._post.report) or {}
+        last = self._last_report()
         return last.get("phase") not in (None, "gone") and last.get("pid") != self._old_pid
-
-    def _last_pid(self) -> Any:
-        """Return which process served last, as far as it came to tell."""
-        return (read_file(self._post.report) or {}).get("pid")
 
     def _hurry(self) -> None:
         try:
