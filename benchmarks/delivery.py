@@ -32,10 +32,11 @@ from mlflow.entities import Metric
 from mlpipeline.core.config import MLflowConfig
 from mlpipeline.testing.places import serving
 from mlpipeline.tracking.account import courier_reports
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
 from mlpipeline.tracking.records import Point
-from mlpipeline.tracking.sink import Destination, MlflowSink
+from mlpipeline.tracking.sink import MlflowSink
 from mlpipeline.tracking.sync import send_all
 
 TRAINING = """

@@ -24,8 +24,9 @@ from mlpipeline import MLflowTracker
 from mlpipeline.cli import main
 from mlpipeline.testing.faults import FaultyProxy, held, only
 from mlpipeline.testing.places import free_port, wait_until
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.names import metric_key
-from mlpipeline.tracking.sink import Destination, MlflowSink
+from mlpipeline.tracking.sink import MlflowSink
 
 NOBODY = "http://127.0.0.1:9"
 

@@ -23,7 +23,8 @@ from mlpipeline import MLflowTracker
 from mlpipeline.cli import main
 from mlpipeline.testing.faults import Answer, FaultyProxy, answered, only
 from mlpipeline.tracking import archive
-from mlpipeline.tracking.sink import Destination, MlflowSink
+from mlpipeline.tracking.destination import Destination
+from mlpipeline.tracking.sink import MlflowSink
 
 DAY_MS = 86_400_000
 

@@ -17,7 +17,7 @@ from mlpipeline.cli import main
 from mlpipeline.cli.ui import command
 from mlpipeline.core import credentials
 from mlpipeline.testing.places import free_port, wait_until
-from mlpipeline.tracking.sink import Destination
+from mlpipeline.tracking.destination import Destination
 
 
 def test_of_a_server_it_tells_the_address(monkeypatch):

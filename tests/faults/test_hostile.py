@@ -24,7 +24,8 @@ from mlpipeline.tracking.courier import Courier
 from mlpipeline.tracking.delivery import RunDelivery
 from mlpipeline.tracking.home import Home, RunState, append_line
 from mlpipeline.tracking.records import Kind
-from mlpipeline.tracking.sink import MlflowSink, Unavailable
+from mlpipeline.tracking.sink import MlflowSink
+from mlpipeline.tracking.verdicts import Unavailable
 
 GOLDEN = Path(__file__).parents[1] / "tracking" / "golden"
 NAMES = ("loss", "acc")

@@ -23,7 +23,7 @@ from mlpipeline.models.mlflow_integration import MLflowIntegratedEvaluator, MLfl
 from mlpipeline.models.settings import Bounds
 from mlpipeline.tracking.account import LOCAL_PREFIX
 from mlpipeline.tracking.opening import open_run
-from mlpipeline.tracking.sink import Unavailable
+from mlpipeline.tracking.verdicts import Unavailable
 
 NOBODY = "http://127.0.0.1:9"
 OFF = {"enabled": False}

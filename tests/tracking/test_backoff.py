@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlpipeline.tracking.courier import Courier
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.home import Home
-from mlpipeline.tracking.sink import Destination, Unavailable
+from mlpipeline.tracking.verdicts import Unavailable
 from mlpipeline.tracking.worker import BACKOFF_LONGEST_S, DENIED_RETRY_S, Backoff, Worker
 
 if TYPE_CHECKING:

@@ -27,12 +27,13 @@ from mlpipeline.tracking import children, records
 from mlpipeline.tracking.account import account_of, accounts, resolved_run_id
 from mlpipeline.tracking.courier import Courier
 from mlpipeline.tracking.delivery import RunDelivery
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.journal import JournalWriter
 from mlpipeline.tracking.opening import attached_run, open_child, open_run
 from mlpipeline.tracking.reading import JournalReader
 from mlpipeline.tracking.records import Kind, Point
-from mlpipeline.tracking.sink import Destination, MlflowSink
+from mlpipeline.tracking.sink import MlflowSink
 from mlpipeline.tracking.sync import _are_done
 
 if TYPE_CHECKING:

@@ -22,10 +22,12 @@ from mlpipeline import MLflowConfig
 from mlpipeline.tracking import trainings
 from mlpipeline.tracking.account import account_of, dead_letters
 from mlpipeline.tracking.delivery import RunDelivery
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.home import DONE_KEPT_DAYS, Home, is_remote
 from mlpipeline.tracking.opening import attached_run, open_child, open_run
 from mlpipeline.tracking.records import Kind
-from mlpipeline.tracking.sink import Destination, MlflowSink, Refused, Unavailable
+from mlpipeline.tracking.sink import MlflowSink
+from mlpipeline.tracking.verdicts import Refused, Unavailable
 
 Deliver = Callable[[], None]
 

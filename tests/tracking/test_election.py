@@ -12,10 +12,11 @@ from mlflow.entities import ViewType
 from mlpipeline import MLflowConfig
 from mlpipeline.tracking import election
 from mlpipeline.tracking.creation import Creation, NotYet
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.election import CLAIM_TAG
 from mlpipeline.tracking.home import Home, RunState
 from mlpipeline.tracking.opening import open_run
-from mlpipeline.tracking.sink import Destination, MlflowSink
+from mlpipeline.tracking.sink import MlflowSink
 
 if TYPE_CHECKING:
     import contextlib

@@ -26,10 +26,10 @@ from mlpipeline.testing.places import wait_until
 from mlpipeline.tracking import liveness
 from mlpipeline.tracking.account import account_of, courier_reports
 from mlpipeline.tracking.courier import LINGER_S
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.dispatch import Dispatch
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
-from mlpipeline.tracking.sink import Destination
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,10 @@ from hypothesis import given, settings, strategies as st
 from mlflow import MlflowClient
 
 from mlpipeline.tracking import rows
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.records import Point
-from mlpipeline.tracking.sink import Destination, MlflowSink, Refused
+from mlpipeline.tracking.sink import MlflowSink
+from mlpipeline.tracking.verdicts import Refused
 
 TABLES = ("metrics", "latest_metrics")
 

@@ -10,7 +10,8 @@ from contextlib import closing
 
 import pytest
 
-from mlpipeline.tracking.sink import Destination, Unavailable
+from mlpipeline.tracking.destination import Destination
+from mlpipeline.tracking.verdicts import Unavailable
 
 TAKES_LOCK = """
 import sqlite3, sys

@@ -19,11 +19,13 @@ from mlflow import MlflowClient
 from mlpipeline import MLflowConfig
 from mlpipeline.testing.faults import Answer, FaultyProxy, answered, only
 from mlpipeline.tracking.account import account_of
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
 from mlpipeline.tracking.records import Point
-from mlpipeline.tracking.sink import Destination, MlflowSink, Refused, Unavailable
+from mlpipeline.tracking.sink import MlflowSink
 from mlpipeline.tracking.sync import send_all
+from mlpipeline.tracking.verdicts import Refused, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlpipeline.tracking.home import Home, RunState
-from mlpipeline.tracking.sink import Unavailable
 from mlpipeline.tracking.uploads import Uploads
+from mlpipeline.tracking.verdicts import Unavailable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mlpipeline.core.config import MLflowConfig
-    from mlpipeline.tracking.sink import Destination
+    from mlpipeline.tracking.destination import Destination
 
 EXIT_FAILED = 1
 """What was asked for did not come about: a training failed, a threshold was missed, a server is away."""
@@ -167,8 +167,8 @@ class Group(click.Group):
             raise _Mistake(str(error)) from error
         except Exception as error:
             # Asked about only where they are loaded: MLflow's import takes seconds.
-            sink = sys.modules.get("mlpipeline.tracking.sink")
-            if sink is not None and isinstance(error, (sink.Unavailable, sink.Refused)):
+            verdicts = sys.modules.get("mlpipeline.tracking.verdicts")
+            if verdicts is not None and isinstance(error, (verdicts.Unavailable, verdicts.Refused)):
                 raise click.ClickException(str(error)) from error
             mlflow = sys.modules.get("mlflow.exceptions")
             if mlflow is not None and isinstance(error, mlflow.MlflowException):

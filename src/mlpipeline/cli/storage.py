@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from mlpipeline.core.config import MLflowConfig
-    from mlpipeline.tracking.sink import Destination
+    from mlpipeline.tracking.destination import Destination
     from mlpipeline.tracking.storage import Outcome, Plan, Report
 
 _experiment = click.option(

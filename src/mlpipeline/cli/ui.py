@@ -19,7 +19,7 @@ from mlpipeline.cli.console import check_store, destination_config, destination_
 from mlpipeline.core.credentials import public_uri, with_credentials
 
 if TYPE_CHECKING:
-    from mlpipeline.tracking.sink import Destination
+    from mlpipeline.tracking.destination import Destination
 
 # Waits for a server to come up, then opens the page. It outlives the command, which becomes the server.
 _OPEN = """

@@ -29,9 +29,10 @@ from mlpipeline.core.errors import ConfigError, UsageError
 from mlpipeline.models.execution import MODEL_FILE, handed_on, handed_on_model
 from mlpipeline.tracking import trust as trusted
 from mlpipeline.tracking.account import resolved_run_id
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import destination_of, resolved
-from mlpipeline.tracking.sink import Destination, Refused, Unavailable, judged
+from mlpipeline.tracking.verdicts import Refused, Unavailable, judged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

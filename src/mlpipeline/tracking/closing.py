@@ -21,9 +21,9 @@ from mlpipeline.tracking import durability, trainings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from mlpipeline.tracking.destination import Destination
     from mlpipeline.tracking.home import Home
     from mlpipeline.tracking.run import Run
-    from mlpipeline.tracking.sink import Destination
 
 _runs: dict[str, Run] = {}
 _last_words: list[Callable[[], None]] = []

@@ -19,15 +19,19 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core import credentials
 from mlpipeline.core.credentials import public_uri
 from mlpipeline.tracking import liveness
 from mlpipeline.tracking.delivery import RunDelivery
 from mlpipeline.tracking.home import Home, replace_file
-from mlpipeline.tracking.sink import Destination, Unavailable, quiet_mlflow
+from mlpipeline.tracking.sink import quiet_mlflow
+from mlpipeline.tracking.verdicts import Unavailable
 from mlpipeline.tracking.worker import STARTING_AT_MOST_S, Worker
+
+if TYPE_CHECKING:
+    from mlpipeline.tracking.destination import Destination
 
 logger = logging.getLogger("mlpipeline")
 

@@ -19,7 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlpipeline.tracking.election import CLAIM_TAG, Election, token_of
-from mlpipeline.tracking.sink import ATTEMPT_TAG, UID_TAG, Refused, Unavailable
+from mlpipeline.tracking.sink import ATTEMPT_TAG, UID_TAG
+from mlpipeline.tracking.verdicts import Refused, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

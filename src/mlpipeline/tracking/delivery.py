@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlpipeline.tracking import children
 from mlpipeline.tracking.creation import Creation, NotYet
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.home import Home, RunFolder, RunState, append_line
 from mlpipeline.tracking.journal import child_name
 from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
@@ -36,14 +37,12 @@ from mlpipeline.tracking.sink import (
     METRICS_PER_REQUEST,
     PARAMS_PER_REQUEST,
     TAGS_PER_REQUEST,
-    Destination,
     MlflowSink,
-    Refused,
-    Unavailable,
     chunks,
 )
 from mlpipeline.tracking.uploads import Uploads, remove
 from mlpipeline.tracking.validity import checked
+from mlpipeline.tracking.verdicts import Refused, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

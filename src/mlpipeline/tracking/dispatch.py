@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlpipeline.tracking.courier import Courier
-    from mlpipeline.tracking.sink import Destination
+    from mlpipeline.tracking.destination import Destination
 
 logger = logging.getLogger("mlpipeline")
 

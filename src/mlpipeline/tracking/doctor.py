@@ -34,9 +34,11 @@ from mlpipeline.core import credentials
 from mlpipeline.core.errors import MLPipelineError
 from mlpipeline.tracking import home as homes, surroundings
 from mlpipeline.tracking.account import accounts, courier_reports, lag_s
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import destination_of, resolved
-from mlpipeline.tracking.sink import Destination, MlflowSink, Refused, Unavailable, judged
+from mlpipeline.tracking.sink import MlflowSink
+from mlpipeline.tracking.verdicts import Refused, Unavailable, judged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mlpipeline.core.credentials import public_uri
 from mlpipeline.tracking import names
 from mlpipeline.tracking.account import accounts, lag_s
-from mlpipeline.tracking.sink import Refused, Unavailable, judged
+from mlpipeline.tracking.verdicts import Refused, Unavailable, judged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from prometheus_client import Metric
 
+    from mlpipeline.tracking.destination import Destination
     from mlpipeline.tracking.home import Home
-    from mlpipeline.tracking.sink import Destination
 
 TIMEOUT_S = 3.0
 """Longest wait for one answer."""

@@ -28,12 +28,12 @@ from urllib.parse import unquote
 from mlpipeline.core import credentials
 from mlpipeline.core.errors import ConfigError
 from mlpipeline.tracking import children, closing, names, surroundings, trainings
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.dispatch import dispatch_for
 from mlpipeline.tracking.home import Home, new_uid
 from mlpipeline.tracking.journal import JournalWriter, attached_journal
 from mlpipeline.tracking.redaction import masked
 from mlpipeline.tracking.run import Journal, Run
-from mlpipeline.tracking.sink import Destination
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import Model
 
-    from mlpipeline.tracking.sink import Destination
+    from mlpipeline.tracking.destination import Destination
 
 logger = logging.getLogger("mlpipeline")
 

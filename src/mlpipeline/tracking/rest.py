@@ -43,7 +43,7 @@ from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.request_utils import augmented_raise_for_status
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 
-from mlpipeline.tracking.sink import Unavailable, retry_after_s
+from mlpipeline.tracking.verdicts import Unavailable, retry_after_s
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,7 +94,7 @@ def _ask(
         text = verify_rest_response(response, endpoint).text
     except MlflowException as error:
         if response.status_code != 200:
-            # For `sink.judged`: MLflow keeps it only where the body has one of its error codes.
+            # For `verdicts.judged`: MLflow keeps it only where the body has one of its error codes.
             error.status_seen = response.status_code  # type: ignore[attr-defined]
         raise
     parse_dict(json.loads(text), answer)

@@ -26,6 +26,7 @@ from mlpipeline.core.errors import UnloggableError, UsageError
 from mlpipeline.tracking import closing, files, names
 from mlpipeline.tracking.account import LOCAL_PREFIX, DeliveryCounts, counts_of
 from mlpipeline.tracking.children import ChildJournal
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.dispatch import EXIT_PATIENCE_S, PATIENCE_S, Dispatch, dispatch_for
 from mlpipeline.tracking.journal import AttachedJournal, JournalWriter, attached_journal
 from mlpipeline.tracking.params import flatten_params
@@ -33,7 +34,6 @@ from mlpipeline.tracking.records import Kind
 from mlpipeline.tracking.redaction import masked, masked_uri
 from mlpipeline.tracking.run_models import RunModels
 from mlpipeline.tracking.sampling import Sampling
-from mlpipeline.tracking.sink import Destination
 from mlpipeline.tracking.spool import Spool
 from mlpipeline.tracking.trainings import STATUSES, kind_of, status_of
 

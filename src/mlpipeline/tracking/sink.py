@@ -1,11 +1,7 @@
 """The only module that writes records to MLflow.
 
 `MlflowSink` says each thing a run needs in one call, to one destination, with explicit ids and no
-fluent state. Whatever goes wrong comes out as one of two exceptions, so that nobody above has to
-know MLflow's::
-
-    Unavailable   not now: network, server, lock, credentials; the same call may pass later
-    Refused       never: MLflow understood the call and says no; the record is a dead letter
+fluent state. Whatever goes wrong comes out as `Unavailable` or `Refused`, see `verdicts`.
 
 Every create carries our uid as a tag, and is looked up by it first, because MLflow's server picks
 the ids and a create whose answer got lost would otherwise be made twice.
@@ -13,35 +9,30 @@ the ids and a create whose answer got lost would otherwise be made twice.
 
 from __future__ import annotations
 
-import errno
-import json
 import logging
 import os
-import socket
-import stat
 import sys
 import threading
 import time
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from hashlib import blake2b
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from mlpipeline.core import credentials
 from mlpipeline.core.credentials import public_uri, with_credentials
 from mlpipeline.tracking import registry
 from mlpipeline.tracking.rows import PointRows
+from mlpipeline.tracking.verdicts import Refused, Unavailable, judged, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
+    from mlpipeline.tracking.destination import Destination
     from mlpipeline.tracking.records import Point
 
 logger = logging.getLogger("mlpipeline")
@@ -61,187 +52,11 @@ PARAMS_PER_REQUEST = 100
 TAGS_PER_REQUEST = 100
 """MLflow's limits for one log-batch request (mlflow/utils/validation.py)."""
 
-_LASTING = {
-    "INVALID_PARAMETER_VALUE",
-    "RESOURCE_DOES_NOT_EXIST",
-    "RESOURCE_ALREADY_EXISTS",
-    "BAD_REQUEST",
-    "INVALID_STATE",
-    "MALFORMED_REQUEST",
-    "FEATURE_DISABLED",
-    "NOT_IMPLEMENTED",
-}
-_DENIED = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
-
-_LONGEST_RETRY_AFTER_S = 600.0
-"""A server that asks for more is asked again all the same."""
-
 _SLOW_S = 0.4
 _LAST_CALLS = 3
 """A server beside us takes 10 to 260 ms for a call, a busy one more now and then."""
 
 _T = TypeVar("_T")
-
-
-class Unavailable(Exception):  # noqa: N818 - names a state of the world, not a bug
-    """The destination cannot take the call now.
-
-    Args:
-        reason: What stands in the way, in words, without credentials.
-        retry_after_s: What the server asked for, if it did.
-        is_denied: The credentials are missing, wrong or not enough.
-        is_unclear: The call may have taken effect although its answer did not arrive.
-        status: The HTTP status of the answer, if there was one.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        retry_after_s: float | None = None,
-        is_denied: bool = False,
-        is_unclear: bool = False,
-        status: int | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
-        self.is_denied = is_denied
-        self.is_unclear = is_unclear
-        self.status = status
-
-    @property
-    def is_general(self) -> bool:
-        """Whether it may be the destination's trouble, and every other call would meet it, too."""
-        if self.status is None:
-            return self.is_unclear
-        return self.is_denied or self.status in {408, 429} or self.status >= 500
-
-    @property
-    def is_failure(self) -> bool:
-        """Whether a server answered that it failed, which may be this one call's doing."""
-        return self.status is not None and self.status >= 500
-
-
-class Refused(Exception):  # noqa: N818 - names a verdict of the server, not a bug
-    """MLflow refuses the call for good.
-
-    Args:
-        reason: MLflow's own words.
-        code: MLflow's error code.
-    """
-
-    def __init__(self, reason: str, code: str = "") -> None:
-        super().__init__(reason)
-        self.code = code
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where runs go: one worker of the courier serves each.
-
-    Attributes:
-        tracking_uri: Absolute, without credentials unless it is a database's.
-        registry_uri: The same for the model registry.
-        user: Who the recorder is to the servers; another user's credentials are never used for its
-            runs. ``""`` where no credentials are shown.
-    """
-
-    tracking_uri: str
-    registry_uri: str
-    user: str = ""
-
-    @property
-    def key(self) -> str:
-        """A short name for files and tables."""
-        text = f"{self.tracking_uri}\x00{self.registry_uri}\x00{self.user}"
-        return blake2b(text.encode(), digest_size=8).hexdigest()
-
-    @property
-    def identity(self) -> str:
-        """Names the courier that serves it: one of its own where credentials are shown, else ``""``."""
-        return self.key if self.user else ""
-
-    @property
-    def is_http(self) -> bool:
-        """Whether the tracking store is an MLflow server."""
-        return urlsplit(self.tracking_uri).scheme in {"http", "https"}
-
-    def probe(self, timeout_s: float = 3.0) -> None:
-        """Knock at the door, which costs nothing next to ``import mlflow`` and MLflow's own retries.
-
-        (Its database stores alone try ten times, for 100 seconds, before they say that a file cannot
-        be opened.)
-
-        Raises:
-            Unavailable: Nobody answers there, or the database file cannot be opened.
-        """
-        shown = public_uri(self.tracking_uri)
-        scheme = urlsplit(self.tracking_uri).scheme.partition("+")[0]
-        try:
-            if self.is_sqlite:
-                _probe_file(self.sqlite_file())
-            elif scheme in _PORTS:
-                parts = urlsplit(self.tracking_uri)
-                if parts.hostname:
-                    address = (parts.hostname, parts.port or _PORTS[scheme])
-                    socket.create_connection(address, timeout=timeout_s).close()
-        except OSError as error:
-            raise Unavailable(f"{shown} does not answer: {error}") from None
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the address is this machine's own."""
-        return urlsplit(self.tracking_uri).hostname in {None, "localhost", "127.0.0.1", "::1"}
-
-    @property
-    def is_sqlite(self) -> bool:
-        """Whether the tracking store is a SQLite file."""
-        return urlsplit(self.tracking_uri).scheme.partition("+")[0] == "sqlite"
-
-    def client(self, timeout_s: float = 30.0) -> MlflowClient:
-        """Return MLflow's client for a store that is there, which asks once and does not repeat.
-
-        Args:
-            timeout_s: How long a server may take for one answer.
-
-        Raises:
-            Unavailable: Nobody answers there; or there is no such database file, which MLflow's own
-                client would make.
-        """
-        self.probe(min(timeout_s, 3.0))
-        if self.is_sqlite and not self.sqlite_file().exists():
-            raise Unavailable(f"there is no store at {self.tracking_uri} yet; the first run makes it")
-        uris = with_credentials(self.tracking_uri), with_credentials(self.registry_uri)
-        from mlpipeline.tracking.rest import client_of
-
-        return client_of(*uris, timeout_s=timeout_s)
-
-    def sqlite_file(self) -> Path:
-        """Return the file of a SQLite destination."""
-        return Path(unquote(self.tracking_uri.partition(":///")[2].partition("?")[0]))
-
-
-_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
-
-
-def _probe_file(path: Path) -> None:
-    """Ask whether it could be opened, and never open it.
-
-    Closing any descriptor of a file gives up all of the process's POSIX locks on it, those too that
-    SQLite holds for a transaction in another thread; the next process then writes into the middle
-    of it, and what had been answered is lost (https://www.sqlite.org/howtocorrupt.html, 2.2).
-    """
-    try:
-        is_folder = stat.S_ISDIR(path.stat().st_mode)
-    except FileNotFoundError:
-        # MLflow makes the file, but not its folder.
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise
-        return
-    if is_folder:
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 class MlflowSink:
@@ -769,79 +584,7 @@ def _model_file(folder: Path) -> Any:
     try:
         return Model.load(str(folder))
     except yaml.YAMLError as error:
-        raise Refused(f"its MLmodel file is no YAML: {_words(error)}") from error
-
-
-def judged(error: Exception) -> Unavailable | Refused:
-    """Return the verdict on what MLflow raised.
-
-    ``error_code`` alone does not tell: a refused connection and a server's failure both come as
-    INTERNAL_ERROR, so the HTTP status and the cause are looked at first.
-    """
-    reason = _words(error)
-    code = str(getattr(error, "error_code", "") or "")
-    status = _http_status(error)
-    if status in {401, 403} or code in _DENIED:
-        text = f"the credentials are not accepted ({status or code}): {reason}"
-        return Unavailable(text, is_denied=True, status=status or 403)
-    if status == 404 and type(error).__name__ != "RestException":
-        # A page of a proxy's, or of a server that is too old for this call: another one may take it.
-        return Unavailable(f"nobody there knows this call (404): {reason}", status=404)
-    if status is not None:
-        # 413: as large as this it will never pass; most often the word of a proxy, which knows no error codes.
-        if status == 413 or (status in {400, 404, 409, 422} and code in _LASTING):
-            return Refused(reason, code)
-        after_s = retry_after_s(_header(error, "Retry-After"))
-        return Unavailable(reason, retry_after_s=after_s, is_unclear=status >= 500, status=status)
-    if code in _LASTING and _is_store_error(error):
-        return Refused(reason, code)
-    if isinstance(error, (TypeError, ValueError)) and not isinstance(error, (json.JSONDecodeError, OSError)):
-        # MLflow's client could not even express the call. An answer cut in the middle is a
-        # JSONDecodeError, and says nothing about the call.
-        return Refused(f"{type(error).__name__}: {reason}")
-    # These two are of a file of ours: the destination was not asked.
-    return Unavailable(reason, is_unclear=not isinstance(error, (FileNotFoundError, PermissionError)))
-
-
-def _http_status(error: Exception) -> int | None:
-    if (seen := getattr(error, "status_seen", None)) is not None:
-        return int(seen)
-    if type(error).__name__ == "HTTPError":  # of requests, which MLflow uploads files with
-        return getattr(getattr(error, "response", None), "status_code", None)
-    get_status = getattr(error, "get_http_status_code", None)
-    if get_status is None or type(error).__name__ != "RestException":
-        return None
-    return int(get_status())
-
-
-def _header(error: Exception, name: str) -> str | None:
-    headers = getattr(getattr(error, "response", None), "headers", None)
-    return headers.get(name) if headers is not None else None
-
-
-def retry_after_s(value: str | None) -> float | None:
-    """Read a Retry-After header: seconds, or a date (RFC 9110, 10.2.3)."""
-    if value is None:
-        return None
-    try:
-        seconds = (
-            float(value)
-            if value.strip().isdigit()
-            else parsedate_to_datetime(value).timestamp() - time.time()
-        )
-    except ValueError:
-        return None
-    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER_S)
-
-
-def _is_store_error(error: Exception) -> bool:
-    cause = error.__cause__ or error.__context__
-    return type(error).__module__.startswith("mlflow") and not isinstance(cause, OSError)
-
-
-def _words(error: Exception) -> str:
-    text = " ".join(str(getattr(error, "message", None) or error).split())
-    return public_uri(text[:500])
+        raise Refused(f"its MLmodel file is no YAML: {words(error)}") from error
 
 
 def _checked(text: str) -> str:

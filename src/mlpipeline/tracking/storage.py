@@ -32,7 +32,8 @@ from mlpipeline.core.errors import UsageError
 from mlpipeline.tracking import archive, names
 from mlpipeline.tracking.directions import is_greater_better
 from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
-from mlpipeline.tracking.sink import UID_TAG, MlflowSink, Refused, Unavailable, judged
+from mlpipeline.tracking.sink import UID_TAG, MlflowSink
+from mlpipeline.tracking.verdicts import Refused, Unavailable, judged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
+    from mlpipeline.tracking.destination import Destination
     from mlpipeline.tracking.home import Home
-    from mlpipeline.tracking.sink import Destination
 
     Track = Callable[[Sequence[Any], str], Iterable[Any]]
     """Goes through items and shows how far it is; as ``rich.progress.track``."""

@@ -17,9 +17,10 @@ from mlpipeline.tracking.account import account_of
 from mlpipeline.tracking.courier import Courier
 from mlpipeline.tracking.delivery import RunDelivery
 from mlpipeline.tracking.dispatch import Dispatch
-from mlpipeline.tracking.sink import Destination, Unavailable
+from mlpipeline.tracking.verdicts import Unavailable
 
 if TYPE_CHECKING:
+    from mlpipeline.tracking.destination import Destination
     from mlpipeline.tracking.home import Home
 
 _PATIENCE_S = 35.0

@@ -15,8 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.errors import ConfigError, UsageError
+from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.home import RunState
-from mlpipeline.tracking.sink import Destination
 
 if TYPE_CHECKING:
     from pathlib import Path

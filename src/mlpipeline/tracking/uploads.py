@@ -24,14 +24,8 @@ import stat
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from mlpipeline.tracking.sink import (
-    KEEPER_OF_TAG,
-    KEEPER_TAG,
-    KEPT_MS_TAG,
-    MlflowSink,
-    Refused,
-    Unavailable,
-)
+from mlpipeline.tracking.sink import KEEPER_OF_TAG, KEEPER_TAG, KEPT_MS_TAG, MlflowSink
+from mlpipeline.tracking.verdicts import Refused, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

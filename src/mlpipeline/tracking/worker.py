@@ -25,12 +25,14 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from mlpipeline.core.credentials import public_uri
 from mlpipeline.tracking.creation import NotYet
-from mlpipeline.tracking.sink import Destination, MlflowSink, Unavailable
+from mlpipeline.tracking.sink import MlflowSink
+from mlpipeline.tracking.verdicts import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlpipeline.tracking.delivery import RunDelivery
+    from mlpipeline.tracking.destination import Destination
 
 logger = logging.getLogger("mlpipeline")
 
