@@ -26,8 +26,8 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlpipeline.core.errors import MissingExtraError, UnloggableError, UsageError
+from mlpipeline.tracking.flavors import Flavor, SaveRequest, first_rows
 from mlpipeline.tracking.recorded import Recorded, unharmed
-from mlpipeline.tracking.staging import Flavor, SaveRequest, first_rows
 from mlpipeline.tracking.surroundings import process_rank
 
 if TYPE_CHECKING:

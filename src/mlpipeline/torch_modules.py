@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.errors import MissingExtraError, UnloggableError
+from mlpipeline.tracking.flavors import Flavor, SaveRequest
 from mlpipeline.tracking.recorded import unharmed
-from mlpipeline.tracking.staging import EXAMPLE_ROWS, Flavor, SaveRequest
+from mlpipeline.tracking.staging import EXAMPLE_ROWS
 
 if TYPE_CHECKING:
     from mlpipeline.tracking.run import Run

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlpipeline.core.errors import MissingExtraError, UnloggableError, UsageError
 from mlpipeline.tracking import charts, directions, trainings
+from mlpipeline.tracking.flavors import Flavor, SaveRequest, first_rows
 from mlpipeline.tracking.recorded import Recorded, unharmed
-from mlpipeline.tracking.staging import Flavor, SaveRequest, first_rows
 from mlpipeline.tracking.surroundings import is_within
 
 if TYPE_CHECKING:

@@ -46,7 +46,8 @@ from torch import nn
 
 import mlpipeline
 from mlpipeline.core.errors import UnloggableError
-from mlpipeline.tracking.staging import flavor_of, pinned_requirements, signature_for, stage_model
+from mlpipeline.tracking.flavors import flavor_of, pinned_requirements
+from mlpipeline.tracking.staging import signature_for, stage_model
 
 IRIS, SPECIES = load_iris(return_X_y=True, as_frame=True)
 DIGITS, DIGIT = load_digits(return_X_y=True)

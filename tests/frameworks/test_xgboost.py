@@ -32,9 +32,10 @@ from mlpipeline.core.errors import ConfigError, UnloggableError, UsageError
 from mlpipeline.testing import record
 from mlpipeline.tracking import trainings
 from mlpipeline.tracking.directions import is_greater_better
+from mlpipeline.tracking.flavors import flavor_of
 from mlpipeline.tracking.names import metric_key
 from mlpipeline.tracking.opening import open_run
-from mlpipeline.tracking.staging import flavor_of, signature_for
+from mlpipeline.tracking.staging import signature_for
 from mlpipeline.xgboost import IMPORTANCE_TYPES, MLflowCallback
 
 SRC = str(Path(mlpipeline.__file__).parents[1])

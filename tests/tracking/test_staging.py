@@ -29,15 +29,9 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 import mlpipeline
 from mlpipeline.core.errors import UnloggableError, UsageError
 from mlpipeline.sklearn import flavor as sklearn_flavor
-from mlpipeline.tracking.staging import (
-    Flavor,
-    copy_into_spool,
-    flavor_of,
-    pinned_requirements,
-    register_flavor,
-    signature_for,
-    stage_model,
-)
+from mlpipeline.tracking.flavors import Flavor, flavor_of, pinned_requirements, register_flavor
+from mlpipeline.tracking.spool import copy_into_spool
+from mlpipeline.tracking.staging import signature_for, stage_model
 
 processes: list[object] = []
 # An audit hook cannot be removed again, so there is one for all tests of this file.
@@ -380,7 +374,7 @@ def test_a_users_package_called_like_one_of_ours_is_no_framework():
     """``models`` is a popular name; mlpipeline.models is not even imported for it."""
     code = """
 import sys
-from mlpipeline.tracking.staging import flavor_of
+from mlpipeline.tracking.flavors import flavor_of
 try:
     flavor_of(type("Model", (), {"__module__": "models.mine"})())
 except ValueError:

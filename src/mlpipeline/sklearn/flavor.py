@@ -13,7 +13,8 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from mlpipeline.core.errors import UnloggableError
-from mlpipeline.tracking.staging import Flavor, SaveRequest, new_folder
+from mlpipeline.tracking.flavors import Flavor, SaveRequest
+from mlpipeline.tracking.staging import new_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -34,7 +34,7 @@ from mlpipeline.tracking.records import Kind
 from mlpipeline.tracking.redaction import masked, masked_uri
 from mlpipeline.tracking.run_models import RunModels
 from mlpipeline.tracking.sampling import Sampling
-from mlpipeline.tracking.spool import Spool
+from mlpipeline.tracking.spool import Spool, copy_into_spool
 from mlpipeline.tracking.trainings import STATUSES, kind_of, status_of
 
 if TYPE_CHECKING:
@@ -484,8 +484,6 @@ class Run:
         source = Path(local_path)
         if not source.exists():
             raise UnloggableError(f"cannot log {str(source)!r}: there is no such file or folder")
-        from mlpipeline.tracking.staging import copy_into_spool
-
         name = source.resolve().name
         folder, _ = files.artifact_parts(f"{artifact_path}/{name}" if artifact_path else name)
         target = folder

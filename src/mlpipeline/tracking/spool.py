@@ -4,15 +4,21 @@
 
     <home>/runs/<uid>/spool/<token>/<file>     place()
     journal: {"spool": "<token>/<file>", …}    keep()
+
+A file or folder of the user's is copied there with `copy_into_spool`.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import shutil
+import stat
+import sys
 from typing import TYPE_CHECKING, Any
 
+from mlpipeline.core.errors import UnloggableError, UsageError
 from mlpipeline.tracking.home import make_folder, make_private
 
 if TYPE_CHECKING:
@@ -27,6 +33,8 @@ logger = logging.getLogger("mlpipeline")
 
 SPOOL_LIMIT_BYTES = 20 * 10**9
 """Beyond so much waiting in the spools of a home, a model is recorded without its files."""
+
+_FICLONE = 0x40049409
 
 
 class Spool:
@@ -136,3 +144,80 @@ class SpoolPlace:
     def _lose(self, error: BaseException | None) -> None:
         self._drop()
         logger.warning("cannot keep %s in the spool: %s", self._name, error)
+
+
+def copy_into_spool(source: Path, target: Path) -> int:
+    """Copy a file or folder so that later changes to the original do not reach the copy.
+
+    Where the file system can share blocks until one side is written (btrfs, xfs), the copy costs
+    nothing. A hard link would cost nothing everywhere, but it is the same file: a framework that
+    overwrites its checkpoint in place would change what is still to be uploaded.
+
+    Links inside a folder are followed, as an upload would.
+
+    Args:
+        source: File or folder to copy.
+        target: Where to; must be absent. Files get mode 0600, folders 0700.
+
+    Returns:
+        Bytes copied.
+
+    Raises:
+        UnloggableError: ``source`` is absent or neither file nor folder, or a link in it leads out
+            of the folder, in a circle, or nowhere.
+        OSError: The disk failed. Nothing is left at ``target``.
+    """
+    if not source.exists():
+        raise UnloggableError(f"{source} does not exist; give the path of a file or folder.")
+    if os.path.lexists(target):
+        raise UsageError(f"{target} exists; copy into a new place.")
+    try:
+        return _copy(source.resolve(), target, source.resolve(), ())
+    except BaseException:
+        if target.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            target.unlink(missing_ok=True)
+        raise
+
+
+def _copy(source: Path, target: Path, top: Path, above: tuple[Path, ...]) -> int:
+    mode = source.stat().st_mode
+    if stat.S_ISREG(mode):
+        return _copy_file(source, target)
+    if not stat.S_ISDIR(mode):
+        raise UnloggableError(f"{source} is neither a file nor a folder, so it cannot be logged.")
+    make_folder(target)
+    total = 0
+    for entry in sorted(source.iterdir()):
+        inside = entry
+        if entry.is_symlink():
+            inside = entry.resolve()
+            if not inside.exists() or not inside.is_relative_to(top) or inside in (*above, source):
+                raise UnloggableError(
+                    f"{entry} is a link to {entry.readlink()}, which is absent, outside of {top} "
+                    "or around in a circle; log the file it should stand for, or remove the link."
+                )
+        total += _copy(inside, target / entry.name, top, (*above, source))
+    return total
+
+
+def _copy_file(source: Path, target: Path) -> int:
+    private = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(private, "wb") as copy, source.open("rb") as original:
+        if not _reflinked(original.fileno(), copy.fileno()):
+            shutil.copyfileobj(original, copy, 1 << 20)
+        copy.flush()
+        return os.fstat(copy.fileno()).st_size
+
+
+def _reflinked(original: int, copy: int) -> bool:
+    if sys.platform != "linux":
+        return False
+    import fcntl
+
+    try:
+        fcntl.ioctl(copy, _FICLONE, original)
+    except OSError:  # another file system, or one that cannot share blocks
+        return False
+    return True

@@ -78,7 +78,7 @@ def check(folder: Path, about: Model, what: str, how: str = "trust=True") -> Non
 
 def _danger(folder: Path, flavors: dict[str, Any]) -> str | None:
     """Return why loading a model could run code; None where it cannot."""
-    from mlpipeline.tracking.staging import flavor_named
+    from mlpipeline.tracking.flavors import flavor_named
 
     names = sorted(flavors.keys() - {"python_function"})
     known = flavor_named(names[0]) if len(names) == 1 else None
