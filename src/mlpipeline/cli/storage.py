@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from mlpipeline.core.config import MLflowConfig
+    from mlpipeline.tracking.cleaning import Outcome, Plan
     from mlpipeline.tracking.destination import Destination
-    from mlpipeline.tracking.storage import Outcome, Plan, Report
+    from mlpipeline.tracking.storage import Report
 
 _experiment = click.option(
     "--experiment", "experiments", multiple=True, help="Only this experiment; may be repeated."
@@ -119,22 +120,22 @@ def clean(
     deleted run back, without its models; --purge and "mlflow gc" free the space. If it is interrupted, run it
     again.
     """
-    from mlpipeline.tracking import storage as stored
+    from mlpipeline.tracking import cleaning
     from mlpipeline.tracking.home import Home
 
     config = destination_config(journal_dir=journal_dir, **options)
     where = _destination(config)
     if purges:
-        stored.check_purge(where)
-    rules = stored.Rules(older_than, tuple(map(stored.Best.parse, keep_best)), protect_registered)
+        cleaning.check_purge(where)
+    rules = cleaning.Rules(older_than, tuple(map(cleaning.Best.parse, keep_best)), protect_registered)
     place = (folder or _default_folder(where)).absolute()
     home = Home.at(config.resolved().journal_dir)
-    plan = stored.plan(where, home, rules, experiments, track=_tracked)
+    plan = cleaning.plan(where, home, rules, experiments, track=_tracked)
     outcomes: list[Outcome] = []
     if not is_dry_run and (plan.runs or purges):
         if not is_confirmed:
             _confirm(plan, place, purges=purges)
-        outcomes = list(stored.clean(where, plan, place, purges=purges, track=_tracked))
+        outcomes = list(cleaning.clean(where, plan, place, purges=purges, track=_tracked))
     content = {
         "is_dry_run": is_dry_run,
         "archive": str(place),
