@@ -5,251 +5,29 @@ An option has the value of the first of these that names it::
     keywords  >  the user's mlflow.set_*()  >  MLPIPELINE_*  >  MLFLOW_*  >  YAML file  >  default
     __init__     ╰───────────────────── resolved() ──────────────────╯      from_yaml
 
-From top to bottom: what a value may be (one `_Kind` each); the options and their
-methods; the names, variables and files that the methods read; the table for the documentation.
+What a value may be stands in `kinds`. From top to bottom: the options and their methods; the names,
+variables and files that the methods read; the table for the documentation.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import math
-import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from mlpipeline.core import credentials
+from mlpipeline.core import kinds
 from mlpipeline.core.errors import ConfigError, nearest
-
-# --- What a value may be ---------------------------------------------------------------------------
-
-
-def _shown(value: Any, name: str = "") -> str:
-    """Like repr, without credentials."""
-    if credentials.is_secret_name(name):
-        return "'***'"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {_shown(item, str(key))}" for key, item in value.items()) + "}"
-    return repr(credentials.public_uri(value) if isinstance(value, str) else value)
-
-
-class _Kind(NamedTuple):
-    check: Callable[[Any], Any]
-    """Returns the value normalised, or raises ValueError with what is accepted. Never gets None: not given."""
-    read: Callable[[str], Any] = str
-    """Makes a value of an environment variable's text. ValueError: the text is for `check` to refuse."""
-
-
-class _ReadOnly(Mapping[str, Any]):
-    """A mapping that cannot be changed and equals a dict. Unlike ``MappingProxyType`` it pickles."""
-
-    def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
-        self._items = dict(items)
-
-    def __getitem__(self, key: str) -> Any:
-        return self._items[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __repr__(self) -> str:
-        return repr(self._items)
-
-
-_NOTHING = _ReadOnly()
-
-
-def _text(pattern: str = r".*\S.*", expected: str = "a string that is not empty") -> _Kind:
-    def check(value: Any) -> str:
-        if isinstance(value, str) and re.fullmatch(pattern, value, re.DOTALL):
-            return str.__str__(value)  # plain, also if it is a numpy.str_ or an enum's member
-        raise ValueError(f'a string: write "{value}"' if type(value) is int else expected)
-
-    return _Kind(check)
-
-
-def _choice(*names: str, flag: bool = False) -> _Kind:
-    """One of *names* in any letter case; with *flag* also True or False."""
-    spelled = {name.lower(): name for name in names}
-
-    def check(value: Any) -> str | bool:
-        if flag and isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.lower() in spelled:
-            return spelled[value.lower()]
-        accepted = ["True", "False"] * flag + list(map(repr, names))
-        raise ValueError(f"one of {', '.join(accepted)}{nearest(value, spelled)}")
-
-    return _Kind(check, _read_flag if flag else str)
-
-
-def _count(value: Any) -> int:
-    with contextlib.suppress(TypeError):
-        if not isinstance(value, bool) and (number := operator.index(value)) >= 1:
-            return number
-    raise ValueError("a whole number of at least 1, or None")
-
-
-def _finite(value: Any) -> float | None:
-    if not isinstance(value, (str, bytes, bool)):
-        with contextlib.suppress(TypeError, ValueError):
-            if math.isfinite(number := float(value)):
-                return number
-    return None
-
-
-def _seconds(value: Any) -> float:
-    if (number := _finite(value)) is not None and number >= 0:
-        return number
-    raise ValueError("a finite number of seconds, 0 or more")
-
-
-def _rate(value: Any) -> float:
-    if (number := _finite(value)) is not None and number > 0:
-        return number
-    raise ValueError("a finite number above 0, or None")
-
-
-def _patterns(value: Any) -> tuple[str, ...]:
-    items = (value,) if isinstance(value, str) else value
-    if isinstance(items, Sequence) and all(isinstance(item, str) and item for item in items):
-        return tuple(items)
-    raise ValueError('a list of globs, such as ["val_*"]')
-
-
-def _tags(value: Any) -> _ReadOnly:
-    if isinstance(value, Mapping) and all(isinstance(key, str) and key.strip() for key in value):
-        return _ReadOnly(value)
-    raise ValueError(
-        'a dict with non-empty strings as keys; in the environment JSON or "key=value,key=value"'
-    )
-
-
-def _store(plugin_group: str, *schemes: str) -> _Kind:
-    """The URI of an MLflow store; credentials in HTTP URIs are taken out and kept for `credentials_for`."""
-
-    def check(value: Any) -> str:
-        uri: str = _TEXT.check(value).strip()
-        scheme = _scheme(uri)
-        engine = scheme.partition("+")[0]  # of sqlite+pysqlite, postgresql+psycopg2
-        if engine in {"http", "https"} or (scheme == "uc" and "uc" in schemes):
-            try:
-                uri = _without_credentials(uri)
-            except ValueError:
-                raise ValueError(
-                    "http://host:port; percent-encode special characters of a password"
-                ) from None
-        elif engine == "sqlite" and (not re.match(r"[\w+]+:///.", uri) or ":memory:" in uri):
-            raise ValueError("a database file after three slashes, such as sqlite:///mlflow.db")
-        elif engine not in {"", "file", *schemes} and not _is_plugin(scheme, plugin_group):
-            if re.fullmatch(r"[\w.\-]+:\d+(/.*)?", uri):
-                raise ValueError(f"a scheme before the host: write 'http://{uri}'")
-            raise ValueError(f"an MLflow store: {', '.join(schemes)}{nearest(scheme, schemes)}")
-        return uri
-
-    return _Kind(check)
-
-
-def _without_credentials(uri: str) -> str:
-    credentials.split(uri)  # refuses what is no URI of a host
-    return credentials.stripped(uri)
-
-
-def _scheme(uri: str) -> str:
-    if uri in {"databricks", "databricks-uc"}:
-        return uri
-    found = re.match(r"([A-Za-z][\w+.\-]+):", uri)  # two letters at least: C:\ is a path
-    return found[1].lower() if found else ""
-
-
-def _is_plugin(scheme: str, group: str) -> bool:
-    from importlib.metadata import entry_points
-
-    return any(scheme == plugin.name for plugin in entry_points(group=group))
-
-
-def _refuse_file_store(uri: str, environ: Mapping[str, str]) -> None:
-    allowed = environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in {"true", "1"}
-    if _scheme(uri) in {"", "file"} and not allowed:
-        raise ValueError(
-            "a database or a server, because MLflow 3.17 refuses file stores: use sqlite:///mlflow.db or "
-            "http://host:port (`mlflow migrate-filestore` moves old runs; MLFLOW_ALLOW_FILE_STORE=true insists)"
-        )
-
-
-def _read_flag(text: str) -> bool | str:
-    yes, no = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
-    return text.lower() in yes if text.lower() in yes | no else text
-
-
-def _read_list(text: str) -> Any:
-    import json
-
-    with contextlib.suppress(ValueError):  # "[ab]*" is a glob
-        if text.startswith("["):
-            return json.loads(text)
-    return [item.strip() for item in text.split(",") if item.strip()]
-
-
-def _read_tags(text: str) -> Any:
-    import json
-
-    if text.startswith("{"):
-        return json.loads(text)
-    return {key.strip(): item.strip() for key, item in (pair.split("=", 1) for pair in text.split(","))}
-
-
-_SERVERS = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
-_TRACKING = _store("mlflow.tracking_store", *_SERVERS)
-_REGISTRY = _store("mlflow.model_registry_store", *_SERVERS, "databricks-uc", "uc")
-_TEXT = _text()
-_EXPERIMENT = _text(r"(?=.*\S).{1,500}", "a string of 1 to 500 characters")
-_MODEL = _text(
-    r"(?=.*\S)(?!\.\.|\.$)(?!.*'.*\"|.*\".*')[^/:]+",
-    "a name without '/' and ':', which MLflow keeps for model URIs, and with one kind of quotes at most, "
-    "because MLflow cannot search for both",
-)
-_ALIAS = _text(
-    r"(?i)(?!latest$|v\d+$)[\w\-]{1,255}",
-    "at most 255 letters, digits, '_' and '-', but not 'latest' or 'v<number>', which MLflow reserves",
-)
-_PATH = _Kind(lambda value: _TEXT.check(os.fspath(value) if isinstance(value, os.PathLike) else value))
-_STAGE = _choice("None", "Staging", "Production", "Archived")
-_TAGS = _Kind(_tags, _read_tags)
-_RATE = _Kind(_rate, float)
-_PATTERNS = _Kind(_patterns, _read_list)
-_PATTERNS_OR_FLAG = _Kind(
-    lambda value: value if isinstance(value, bool) else _patterns(value),
-    lambda text: flag if isinstance(flag := _read_flag(text), bool) else _read_list(text),
-)
-
-
-def _kind_of(annotation: str) -> _Kind:
-    """What an option accepts that says no more than its annotation."""
-    if "Literal[" in annotation:
-        return _choice(*re.findall(r"'(\w+)'", annotation), flag=annotation.startswith("bool"))
-    return {
-        "bool": _choice(flag=True),
-        "str": _TEXT,
-        "int": _Kind(_count, int),
-        "float": _Kind(_seconds, float),
-        "Sequence[str]": _PATTERNS,
-        "bool | Sequence[str]": _PATTERNS_OR_FLAG,
-        "Mapping[str, Any]": _TAGS,
-    }[annotation.removesuffix(" | None")]
-
+from mlpipeline.core.kinds import Kind, ReadOnly, shown
 
 # --- The options -----------------------------------------------------------------------------------
 
 
 def _option(
-    default: Any, doc: str, *, kind: _Kind | None = None, alias: str | None = None, env: str | None = None
+    default: Any, doc: str, *, kind: Kind | None = None, alias: str | None = None, env: str | None = None
 ) -> Any:
     """A field with all that is known about it.
 
@@ -262,7 +40,7 @@ def _option(
     """
     metadata = {"kind": kind, "doc": doc, "alias": alias, "env": env}
     if isinstance(default, Mapping):
-        return field(default_factory=_ReadOnly, metadata=metadata)
+        return field(default_factory=ReadOnly, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -284,15 +62,18 @@ class MLflowConfig:
 
     # Destination
     tracking_uri: str | None = _option(
-        None, "Server or database. None: MLflow's default.", kind=_TRACKING, env="MLFLOW_TRACKING_URI"
+        None, "Server or database. None: MLflow's default.", kind=kinds.TRACKING, env="MLFLOW_TRACKING_URI"
     )
     registry_uri: str | None = _option(
-        None, "Registry of the models. None: the tracking URI.", kind=_REGISTRY, env="MLFLOW_REGISTRY_URI"
+        None,
+        "Registry of the models. None: the tracking URI.",
+        kind=kinds.REGISTRY,
+        env="MLFLOW_REGISTRY_URI",
     )
     experiment_name: str = _option(
         "ml-pipeline-experiment",
         "Experiment; made if missing.",
-        kind=_EXPERIMENT,
+        kind=kinds.EXPERIMENT,
         env="MLFLOW_EXPERIMENT_NAME",
     )
     experiment_id: str | None = _option(
@@ -328,7 +109,7 @@ class MLflowConfig:
     log_at_most_per_s: float | None = _option(
         None,
         "Records a second of the same metrics with a step; what is left out is counted. None: all.",
-        kind=_RATE,
+        kind=kinds.RATE,
     )
     step_axis: Literal["step", "epoch", "both"] = _option("step", "What a metric's step counts.")
     nonfinite: Literal["tag", "drop", "keep", "raise"] = _option(
@@ -344,12 +125,12 @@ class MLflowConfig:
     # Model
     register_model: bool = _option(False, "Register the model; needs `model_name`.")
     model_name: str | None = _option(
-        None, "Name of the registered model.", kind=_MODEL, alias="registered_model_name"
+        None, "Name of the registered model.", kind=kinds.MODEL, alias="registered_model_name"
     )
     model_stage: str = _option(
-        "None", "Stage of its version: `None`, `Staging`, `Production` or `Archived`.", kind=_STAGE
+        "None", "Stage of its version: `None`, `Staging`, `Production` or `Archived`.", kind=kinds.STAGE
     )
-    model_alias: str | None = _option(None, "Alias of its version.", kind=_ALIAS)
+    model_alias: str | None = _option(None, "Alias of its version.", kind=kinds.ALIAS)
     model_description: str | None = _option(None, "Description of its version.")
     serialization: Literal["auto", "skops", "cloudpickle", "pickle", "pt2"] = _option(
         "auto", "Format of model files. `auto`: the safest that holds the model."
@@ -359,7 +140,10 @@ class MLflowConfig:
         "auto", "Who sends. `auto`: a process, or a thread where there is none. `offline`: `mlpipeline sync`."
     )
     journal_dir: str | None = _option(
-        None, "Folder of the journals. None: the user's state directory.", kind=_PATH, env="MLPIPELINE_HOME"
+        None,
+        "Folder of the journals. None: the user's state directory.",
+        kind=kinds.PATH,
+        env="MLPIPELINE_HOME",
     )
     connect_timeout_s: float = _option(
         10.0, "Seconds without progress after which a start goes on with a local run id."
@@ -457,7 +241,7 @@ class MLflowConfig:
             hint = (
                 "MLflowConfig(), with parentheses" if config is MLflowConfig else "MLflowConfig(option=value)"
             )
-            raise ConfigError(f"config={_shown(config):.200}: expected {accepted}; write {hint}")
+            raise ConfigError(f"config={shown(config):.200}: expected {accepted}; write {hint}")
         return cls._made(_over(values, new), weak=weak)
 
     def replace(self, **options: Any) -> MLflowConfig:
@@ -473,7 +257,7 @@ class MLflowConfig:
     __replace__ = replace  # copy.replace(), from Python 3.13 on
 
     def resolved(
-        self, *, user_calls: Mapping[str, Any] = _NOTHING, environ: Mapping[str, str] | None = None
+        self, *, user_calls: Mapping[str, Any] = kinds.NOTHING, environ: Mapping[str, str] | None = None
     ) -> MLflowConfig:
         """Return a configuration in which all that may decide has decided; resolving it again changes nothing.
 
@@ -505,7 +289,7 @@ class MLflowConfig:
             raise ConfigError(f"{error} (some options came from {found})") from None
 
     def sources(
-        self, *, user_calls: Mapping[str, Any] = _NOTHING, environ: Mapping[str, str] | None = None
+        self, *, user_calls: Mapping[str, Any] = kinds.NOTHING, environ: Mapping[str, str] | None = None
     ) -> dict[str, str]:
         """Return, per option that somebody set, who did: a variable, a call of MLflow's, ``"option"`` or ``"file"``.
 
@@ -541,19 +325,24 @@ class MLflowConfig:
         Args:
             all: Whether to add the options that have their defaults.
         """
-        plain: dict[type, Callable[[Any], Any]] = {_ReadOnly: dict, tuple: list}
+        plain: dict[type, Callable[[Any], Any]] = {ReadOnly: dict, tuple: list}
         values = {name: getattr(self, name) for name in _OPTIONS if all or name in self._given}
         return {name: plain.get(type(value), lambda same: same)(value) for name, value in values.items()}
 
     def __repr__(self) -> str:
-        given = ", ".join(f"{name}={_shown(getattr(self, name))}" for name in _OPTIONS if name in self._given)
+        given = ", ".join(f"{name}={shown(getattr(self, name))}" for name in _OPTIONS if name in self._given)
         return f"{type(self).__name__}({given})"
 
 
 _OPTIONS = {option.name: option for option in fields(MLflowConfig) if option.metadata}
 _ALIASES = {option.metadata["alias"]: name for name, option in _OPTIONS.items() if option.metadata["alias"]}
-_DEFAULTS: dict[str, Any] = {**{name: option.default for name, option in _OPTIONS.items()}, "tags": _NOTHING}
-_KINDS = {name: option.metadata["kind"] or _kind_of(str(option.type)) for name, option in _OPTIONS.items()}
+_DEFAULTS: dict[str, Any] = {
+    **{name: option.default for name, option in _OPTIONS.items()},
+    "tags": kinds.NOTHING,
+}
+_KINDS = {
+    name: option.metadata["kind"] or kinds.kind_of(str(option.type)) for name, option in _OPTIONS.items()
+}
 _CALLS = {
     "tracking_uri": "mlflow.set_tracking_uri",
     "registry_uri": "mlflow.set_registry_uri",
@@ -581,7 +370,7 @@ def _accepted(options: Mapping[Any, Any]) -> dict[str, Any]:
             raise ConfigError(f"MLflowConfig has no option {key!r}{near}")
         other = named.get(name)
         if other is not None and value is not None and other != value:
-            twice = f"{_shown(other, name)} and {_shown(value, name)}"
+            twice = f"{shown(other, name)} and {shown(value, name)}"
             alias = _OPTIONS[name].metadata["alias"]
             raise ConfigError(f"{name} is given twice, as {twice}: {alias} is another name for it, keep one")
         named[name] = other if value is None else value
@@ -604,7 +393,7 @@ def _checked(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str,
     checked: dict[str, Any] = {}
     for name, found in values.items():
         kind, default = _KINDS[name], _DEFAULTS[name]
-        if found is None and (default in (None, "None") or kind in {_TAGS, _PATTERNS}):
+        if found is None and (default in (None, "None") or kind in {kinds.TAGS, kinds.PATTERNS}):
             checked[name] = None
             continue
         label, value = name, found
@@ -614,10 +403,10 @@ def _checked(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str,
                 value = kind.read(value) if found.is_text else value
         try:
             checked[name] = kind.check(value)
-            if kind in {_TRACKING, _REGISTRY}:
-                _refuse_file_store(checked[name], environ)
+            if kind in {kinds.TRACKING, kinds.REGISTRY}:
+                kinds.refuse_file_store(checked[name], environ)
         except ValueError as refusal:
-            raise ConfigError(f"{label}={_shown(value):.200}: expected {refusal}") from None
+            raise ConfigError(f"{label}={shown(value):.200}: expected {refusal}") from None
     return checked
 
 
@@ -675,7 +464,7 @@ def _load(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _accepted(options or {})
     except OSError as error:
         hint = "a destination is tracking_uri=..." if "://" in str(path) else "give the path of a YAML file"
-        raise ConfigError(f"config={_shown(str(path))} cannot be read ({error.strerror}); {hint}") from error
+        raise ConfigError(f"config={shown(str(path))} cannot be read ({error.strerror}); {hint}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     except ValueError as error:  # of which ConfigError is one
