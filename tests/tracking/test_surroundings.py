@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,23 +11,26 @@ import textwrap
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from mlflow.tracking.context import registry
 
 import mlpipeline
 from mlpipeline.tracking import surroundings
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 SRC = str(Path(mlpipeline.__file__).parents[1])
 
-# Ours first and before MLflow is there, then MLflow's own.
-BOTH = """
+# Before MLflow is there; and all that MLflow goes by, besides the environment.
+STARTED = """
 import json, os, sys
 from mlpipeline.tracking.surroundings import source_tags
 ours = source_tags(os.environ)
 assert not any(name.partition(".")[0] == "mlflow" for name in sys.modules)
-from mlflow.tracking.context.registry import resolve_tags
-print(json.dumps([ours, resolve_tags()]))
+print(json.dumps([ours, sys.argv, os.getcwd()]))
 """
 OURS = """
 import json, os
@@ -36,13 +40,18 @@ print(json.dumps(source_tags(os.environ)))
 TAGS = ("mlflow.user", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit")
 
 
+def environment(cwd: Path, **environ: str) -> dict[str, str]:
+    """The environment of a fresh Python: this one's, without what MLflow and git read there."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "GIT_"))}
+    return {**clean, "PYTHONPATH": SRC, "MLFLOW_DISABLE_TELEMETRY": "true", "HOME": str(cwd), **environ}
+
+
 def run(*args: str, cwd: Path, stdin: str = "", **environ: str) -> Any:
     """The JSON that a fresh Python prints last."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "GIT_"))}
     done = subprocess.run(
         [sys.executable, *args],
         cwd=cwd,
-        env={**clean, "PYTHONPATH": SRC, "MLFLOW_DISABLE_TELEMETRY": "true", "HOME": str(cwd), **environ},
+        env=environment(cwd, **environ),
         input=stdin,
         capture_output=True,
         text=True,
@@ -51,6 +60,25 @@ def run(*args: str, cwd: Path, stdin: str = "", **environ: str) -> Any:
     )
     assert 0 == done.returncode, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, str]]]:
+    """Our tags in a fresh Python that is started like this, and what MLflow says where it stands as that one does."""
+
+    def of(*args: str, cwd: Path, stdin: str = "", **environ: str) -> list[dict[str, str]]:
+        ours, argv, folder = run(*args, cwd=cwd, stdin=stdin, **environ)
+        with monkeypatch.context() as there:
+            for name in os.environ.keys() - (known := environment(cwd, **environ)).keys():
+                there.delenv(name)
+            for name, value in known.items():
+                there.setenv(name, value)
+            there.setattr(sys, "argv", argv)
+            there.chdir(folder)
+            # Anew: it remembers what the first script was. Its import, 3 s, is this process's own.
+            return [ours, importlib.reload(registry).resolve_tags()]
+
+    return of
 
 
 def git(repo: Path, *args: str) -> str:
@@ -82,46 +110,54 @@ def only(tags: dict[str, str]) -> dict[str, str]:
 # ── source_tags ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_script_in_a_repository_has_the_tags_that_mlflow_would_set(repo: Path, tmp_path: Path) -> None:
+def test_a_script_in_a_repository_has_the_tags_that_mlflow_would_set(
+    repo: Path, tmp_path: Path, both: Callable[..., list[dict[str, str]]]
+) -> None:
     """User, script and commit agree, also when the script is started from another folder."""
     (repo / "src").mkdir()
-    (repo / "src" / "train.py").write_text(BOTH)
+    (repo / "src" / "train.py").write_text(STARTED)
 
-    ours, theirs = run(str(repo / "src" / "train.py"), cwd=tmp_path)
+    ours, theirs = both(str(repo / "src" / "train.py"), cwd=tmp_path)
 
     assert only(theirs) == ours
     assert git(repo, "rev-parse", "HEAD") == ours["mlflow.source.git.commit"]
 
 
-def test_a_script_outside_of_repositories_has_no_commit(tmp_path: Path, repo: Path) -> None:
+def test_a_script_outside_of_repositories_has_no_commit(
+    tmp_path: Path, repo: Path, both: Callable[..., list[dict[str, str]]]
+) -> None:
     """The working directory's repository is not where the script comes from."""
-    (tmp_path / "train.py").write_text(BOTH)
+    (tmp_path / "train.py").write_text(STARTED)
 
-    ours, theirs = run("../train.py", cwd=repo)
+    ours, theirs = both("../train.py", cwd=repo)
 
     assert only(theirs) == ours
     assert "mlflow.source.git.commit" not in ours
     assert "../train.py" == ours["mlflow.source.name"]
 
 
-def test_a_module_run_by_name_has_the_tags_that_mlflow_would_set(repo: Path) -> None:
+def test_a_module_run_by_name_has_the_tags_that_mlflow_would_set(
+    repo: Path, both: Callable[..., list[dict[str, str]]]
+) -> None:
     """``python -m package.train`` is a script too."""
     (repo / "package").mkdir()
-    (repo / "package" / "train.py").write_text(BOTH)
+    (repo / "package" / "train.py").write_text(STARTED)
 
-    ours, theirs = run("-m", "package.train", cwd=repo)
+    ours, theirs = both("-m", "package.train", cwd=repo)
 
     assert only(theirs) == ours
     assert git(repo, "rev-parse", "HEAD") == ours["mlflow.source.git.commit"]
 
 
 @pytest.mark.parametrize("how", ["-c", "interactive"])
-def test_code_without_a_script_has_the_commit_of_the_working_directory(repo: Path, how: str) -> None:
+def test_code_without_a_script_has_the_commit_of_the_working_directory(
+    repo: Path, how: str, both: Callable[..., list[dict[str, str]]]
+) -> None:
     """MLflow knows no commit there; the other tags are its own."""
     if how == "-c":
-        ours, theirs = run("-c", BOTH, cwd=repo)
+        ours, theirs = both("-c", STARTED, cwd=repo)
     else:
-        ours, theirs = run("-i", "-q", cwd=repo, stdin=BOTH)
+        ours, theirs = both("-i", "-q", cwd=repo, stdin=STARTED)
 
     commit = {"mlflow.source.git.commit": git(repo, "rev-parse", "HEAD")}
     assert {**only(theirs), **commit} == ours
@@ -140,26 +176,30 @@ def test_an_installed_command_has_the_commit_of_the_working_directory(repo: Path
     assert git(repo, "rev-parse", "HEAD") == ours["mlflow.source.git.commit"]
 
 
-def test_a_run_context_wins_as_it_does_in_mlflow(tmp_path: Path) -> None:
+def test_a_run_context_wins_as_it_does_in_mlflow(
+    tmp_path: Path, both: Callable[..., list[dict[str, str]]]
+) -> None:
     """A launcher's MLFLOW_RUN_CONTEXT makes the run a job."""
     context = {"mlflow.source.type": "JOB", "mlflow.source.name": "nightly", "team": "a"}
-    (tmp_path / "train.py").write_text(BOTH)
+    (tmp_path / "train.py").write_text(STARTED)
 
-    ours, theirs = run("train.py", cwd=tmp_path, MLFLOW_RUN_CONTEXT=json.dumps(context))
+    ours, theirs = both("train.py", cwd=tmp_path, MLFLOW_RUN_CONTEXT=json.dumps(context))
 
     assert theirs == ours
     assert "JOB" == ours["mlflow.source.type"]
 
 
-def test_the_tracking_user_name_is_the_user_and_its_password_nowhere(tmp_path: Path) -> None:
+def test_the_tracking_user_name_is_the_user_and_its_password_nowhere(
+    tmp_path: Path, both: Callable[..., list[dict[str, str]]]
+) -> None:
     """The credentials file names the user as for MLflow, and only the name leaves it."""
     (tmp_path / ".mlflow").mkdir()
     (tmp_path / ".mlflow" / "credentials").write_text(
         "[mlflow]\nmlflow_tracking_username = carol\nmlflow_tracking_password = hunter2\n"
     )
-    (tmp_path / "train.py").write_text(BOTH)
+    (tmp_path / "train.py").write_text(STARTED)
 
-    ours, theirs = run("train.py", cwd=tmp_path)
+    ours, theirs = both("train.py", cwd=tmp_path)
 
     assert only(theirs) == ours
     assert "carol" == ours["mlflow.user"]
