@@ -292,6 +292,16 @@ def test_headers_that_are_none_are_listed_and_stop_nobody(home, store_uri, deliv
     assert (1, SystemExit) == (done.exit_code, type(done.exception))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_half_a_character_is_shown_escaped(home, store_uri, deliver, encoding):
+    """As MLflow's answer repeats it, or as any text where the terminal knows only ASCII."""
+    plant(home, "a-half", journal(header(store_uri, "half", experiment={"id": "\ud800é"}), whole().items()))
+    deliver()
+    shown = CliRunner(charset=encoding).invoke(main, ["status"], catch_exceptions=False).stdout
+    assert "\\ud800" in shown
+    assert ("é" if encoding == "utf-8" else "\\xe9") in shown
+
+
 @pytest.mark.parametrize("is_late", [False, True], ids=["from the start", "from its second segment"])
 def test_a_journal_of_a_newer_format_waits_and_is_told_once(is_late, home, store_uri, mlflow_client, caplog):
     """The others are sent; its own is neither read nor written, and named by `status` and `sync`."""

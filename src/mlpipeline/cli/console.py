@@ -134,6 +134,12 @@ def tell(content: Any, *, is_json: bool, text: Callable[[], Any]) -> None:
     Console(width=None if sys.stdout.isatty() else 200).print(shown)
 
 
+def say(text: str) -> None:
+    """Print a line; what standard output cannot express is escaped, be it half a character of a damaged record."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    click.echo(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
 def _finite(content: Any) -> Any:
     """Return content that any reader of JSON takes: NaN and infinity are none of its numbers."""
     if isinstance(content, float):

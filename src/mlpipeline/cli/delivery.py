@@ -13,6 +13,7 @@ import time
 
 import click
 
+from mlpipeline.cli.console import say
 from mlpipeline.tracking.account import (
     DeliveryCounts,
     RunAccount,
@@ -83,11 +84,9 @@ def _print_sync(sent: DeliveryCounts, left: list[RunAccount], *, is_json: bool) 
     if is_json:
         click.echo(json.dumps({**vars(sent), "problems": problems}))
         return
-    click.echo(
-        f"{sent.delivered} records delivered, {sent.pending} pending, {sent.refused} refused{_damage(sent)}"
-    )
+    say(f"{sent.delivered} records delivered, {sent.pending} pending, {sent.refused} refused{_damage(sent)}")
     for problem in problems:
-        click.echo(f"  {problem}")
+        say(f"  {problem}")
 
 
 @click.command()
@@ -114,25 +113,23 @@ def _show(home: Home, found: list[RunAccount], *, is_json: bool) -> None:
         }
         click.echo(json.dumps(content))
         return
-    click.echo(f"journal home: {home.path}")
+    say(f"journal home: {home.path}")
     at_work = ", ".join(f"process {courier.get('pid')}" for courier in couriers)
-    click.echo(f"courier: {at_work or 'none'}")
+    say(f"courier: {at_work or 'none'}")
     if not found:
-        click.echo("nothing waits")
+        say("nothing waits")
     for account in found:
         counts = account.counts
         state = "recording" if account.is_live else "recorded"
-        click.echo(
+        say(
             f"{account.run_id or account.uid}  {state}  {counts.delivered} delivered, {counts.pending} pending, "
             f"{counts.refused} refused, {counts.dropped} dropped{_damage(counts)}"
             f"  -> {account.tracking_uri or 'done'}{_lag(home, account)}"
         )
         if account.problem:
-            click.echo(f"  {account.problem}")
+            say(f"  {account.problem}")
         for letter in dead_letters(home, account.uid)[:10]:
-            click.echo(
-                f"  refused {letter['kind']} {json.dumps(letter['content'])[:120]}: {letter['reason']}"
-            )
+            say(f"  refused {letter['kind']} {json.dumps(letter['content'])[:120]}: {letter['reason']}")
 
 
 def _damage(counts: DeliveryCounts) -> str:
