@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -32,7 +33,7 @@ from mlpipeline.tracking.home import Home
 from mlpipeline.tracking.opening import open_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from mlpipeline.tracking.run import Run
@@ -639,13 +640,56 @@ def test_a_server_that_fails_now_and_then_holds_the_exit_for_two_seconds(
         assert 0 == run.wait(insist_s=90).pending
 
 
+@contextlib.contextmanager
+def recorded_all_the_time(run: Run) -> Iterator[None]:
+    """A thread that records a point every millisecond, faster than anybody delivers a last one."""
+    over = threading.Event()
+
+    def record() -> None:
+        while not over.wait(0.001):
+            run.log_metrics({"loss": 0.5})
+
+    thread = threading.Thread(target=record)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 @pytest.mark.server
-def test_a_server_that_is_slow_in_everything_holds_the_exit_for_two_seconds(
-    server, home: Path, clean_courier: None
+@pytest.mark.parametrize("how", ["sync", "sync beside a courier", "flush"])
+def test_who_asks_for_delivery_is_not_held_by_somebody_who_goes_on_recording(
+    server, home: Path, deliver: Callable[[], None], clean_courier: None, how: str
+) -> None:
+    """What was there when it was asked for is sent."""
+    with FaultyProxy(server.uri) as proxy:
+        proxy.fault = faults.delayed(0.05)
+        delivery = "offline" if how == "sync" else "process"
+        run = open_run(MLflowConfig(tracking_uri=proxy.uri, experiment_name="live", delivery=delivery))
+        if how != "sync":
+            wait_until(lambda: proxy.requests, home=home)
+        with recorded_all_the_time(run):
+            wait_until(lambda: run.counts().pending > 10, home=home)
+            run.log_metrics({"asked": 1.0}, step=0)
+            began_s = time.monotonic()
+            run.flush() if how == "flush" else deliver()
+            assert time.monotonic() - began_s < 30
+            found = MlflowClient(server.uri).get_run(run.run_id)
+            assert (1.0, "RUNNING") == (found.data.metrics["asked"], found.info.status)
+        proxy.fault = faults.passed
+        run.end()
+        deliver()
+
+
+@pytest.mark.server
+def test_a_server_that_is_slow_holds_the_exit_for_two_seconds(
+    server, home: Path, clean_courier: None, slow: faults.Fault
 ) -> None:
     """Its files alone would take half a minute; the courier goes on by itself."""
     with FaultyProxy(server.uri) as proxy:
-        proxy.fault = faults.delayed(0.5)
+        proxy.fault = slow
         run = open_run(MLflowConfig(tracking_uri=proxy.uri, experiment_name="slow"))
         for step in range(10):
             run.log_metrics({"loss": 1 / (1 + step)}, step=step)

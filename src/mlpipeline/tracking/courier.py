@@ -96,6 +96,9 @@ class Courier:
         self._is_hurried = False
         self._retried_s = -1e9
         self._told: dict[str, str] = {}
+        self._met: dict[
+            str, dict[str, list[int]]
+        ] = {}  # where the journals ended then; asked for where it leaves
 
     # --- what workers ask ------------------------------------------------------------------------
 
@@ -199,6 +202,8 @@ class Courier:
             if self._post.successor.exists():
                 return
             if until_idle:
+                for uid, (delivery, _) in self._deliveries.items():
+                    self._met.setdefault(uid, delivery.folder.ends())
                 if self._is_caught_up() or self._is_stuck():
                     self._look()  # puts away what was finished since, and finds journals of children
                     if self._is_caught_up() or self._is_stuck():
@@ -213,7 +218,12 @@ class Courier:
             self._stop.wait(_LOOK_EVERY_S)
 
     def _is_caught_up(self) -> bool:
-        return all(delivery.is_idle for delivery, _ in self._deliveries.values())
+        """Tell whether all is delivered: of a run that somebody writes to, what it had when it was met here."""
+        return all(
+            delivery.is_idle
+            or (uid in self._met and delivery.is_live() and delivery.has_sent(self._met[uid]))
+            for uid, (delivery, _) in self._deliveries.items()
+        )
 
     def _find_new(self) -> list[RunDelivery]:
         found = []

@@ -45,7 +45,7 @@ from mlpipeline.tracking.validity import checked
 from mlpipeline.tracking.verdicts import Refused, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 logger = logging.getLogger("mlpipeline")
@@ -168,6 +168,10 @@ class RunDelivery:
     def is_idle(self) -> bool:
         """Whether everything that can be was delivered, as `deliver` saw; a live writer may add to it."""
         return self._is_read and (not self.state.uploads or self._uploads.holds_models())
+
+    def has_sent(self, ends: Mapping[str, list[int]]) -> bool:
+        """Tell whether the journals were delivered up to where they ended once, see `RunFolder.ends`."""
+        return self.state.covers(ends) and (not self.state.uploads or self._uploads.holds_models())
 
     def is_live(self) -> bool:
         """Tell whether a process that writes to this run lives; any thread may ask."""

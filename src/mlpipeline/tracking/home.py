@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any
 from mlpipeline.core.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 DONE_KEPT_DAYS = 30
 _TEXTS_OF_STATE = ("run_id", "run_name", "experiment_id", "artifact_uri", "destination", "problem", "token")
@@ -301,6 +301,10 @@ class RunState:
         places = known.get("offsets", {}).values() if is_one else ()
         return cls(**known) if is_one and all(map(_is_place, places)) else None
 
+    def covers(self, ends: Mapping[str, Sequence[int]]) -> bool:
+        """Tell whether the journals are acknowledged up to these ends, see `RunFolder.ends`."""
+        return all(list(self.offsets.get(writer, (0, 0))) >= list(end) for writer, end in ends.items())
+
     def save(self, path: Path) -> None:
         """Replace the state in *path*.
 
@@ -362,6 +366,14 @@ class RunFolder:
         except OSError:
             return {}
         return {writer: sorted(numbers) for writer, numbers in sorted(found.items())}
+
+    def ends(self) -> dict[str, list[int]]:
+        """Return where each writer's journal ends now: the position that is acknowledged once all of it is sent."""
+        found = {}
+        for writer, numbers in self.writers().items():
+            with contextlib.suppress(OSError):  # sent, and deleted, a moment ago
+                found[writer] = [numbers[-1], self.segment(writer, numbers[-1]).stat().st_size]
+        return found
 
     def segment(self, writer: str, number: int) -> Path:
         """Return the path of a writer's segment."""

@@ -489,10 +489,15 @@ class JournalWriter:
                 self._begin()
                 self.dropped = dropped
 
-    def is_acknowledged(self, offsets: Mapping[str, Sequence[int]]) -> bool:
-        """Tell whether the courier's acknowledged *offsets* cover all that was written here."""
+    def end(self) -> list[int]:
+        """Return where the journal ends now, see `RunFolder.ends`."""
         with self._lock:
-            return self._segment == 0 or list(offsets.get(self.name, (0, 0))) >= [self._segment, self._size]
+            return [self._segment, self._size]
+
+    def is_acknowledged(self, offsets: Mapping[str, Sequence[int]], end: Sequence[int] | None = None) -> bool:
+        """Tell whether the courier's acknowledged *offsets* cover all that was written here, or was up to *end*."""
+        due = self.end() if end is None else list(end)
+        return due[0] == 0 or list(offsets.get(self.name, (0, 0))) >= due
 
     def has_company(self) -> bool:
         """Tell whether another process that shares the run has it open, too."""

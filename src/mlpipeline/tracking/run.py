@@ -19,6 +19,7 @@ import threading
 import time
 import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -784,6 +785,8 @@ class Run:
     def wait(self, *, insist_s: float | None = None) -> DeliveryCounts:
         """Wait until everything recorded so far is delivered, or nothing moves any more.
 
+        What another thread records meanwhile is not waited for.
+
         Args:
             insist_s: Wait at least so long whatever the courier says; None follows its progress.
 
@@ -797,8 +800,10 @@ class Run:
 
     def _wait(self, insist_s: float | None, *, is_exit: bool = False) -> None:
         if self._home is not None and not self._is_traceless():
+            journal = self._journal
+            end = journal.end() if isinstance(journal, JournalWriter) else None
             self._dispatch().wait(
-                self.is_delivered,
+                partial(self._is_delivered, end),
                 destination=self._destination_key(),
                 insist_s=insist_s,
                 patience_s=EXIT_PATIENCE_S if is_exit else PATIENCE_S,
@@ -812,6 +817,9 @@ class Run:
 
     def is_delivered(self) -> bool:
         """Tell, without waiting, whether everything recorded so far is in MLflow."""
+        return self._is_delivered()
+
+    def _is_delivered(self, end: Sequence[int] | None = None) -> bool:
         state = self._state()
         if state is None or state.uploads:
             return False
@@ -821,7 +829,7 @@ class Run:
                 return True
             if not (isinstance(journal, JournalWriter) and journal.has_company()):
                 return False  # nobody else has the run open, so its end is coming
-        return not isinstance(journal, JournalWriter) or journal.is_acknowledged(state.offsets)
+        return not isinstance(journal, JournalWriter) or journal.is_acknowledged(state.offsets, end)
 
     def counts(self) -> DeliveryCounts:
         """Return what became of the run's records so far, without waiting."""

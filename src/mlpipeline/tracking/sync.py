@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mlpipeline.core import credentials
 from mlpipeline.core.credentials import public_uri
 from mlpipeline.tracking import liveness
-from mlpipeline.tracking.account import account_of
+from mlpipeline.tracking.account import RunAccount, account_of
 from mlpipeline.tracking.courier import Courier
 from mlpipeline.tracking.delivery import RunDelivery
 from mlpipeline.tracking.dispatch import Dispatch
@@ -55,8 +55,8 @@ def send_all(home: Home, *, owns_process: bool = False, is_for_anybody: bool = F
             is_for_anybody=is_for_anybody,
         )
         if not courier.run(until_idle=True):
-            uids = {delivery.folder.uid for delivery in deliveries}
-            dispatch.wait(partial(_are_done, home, uids), patience_s=_PATIENCE_S, has_asked=True)
+            ends = {delivery.folder.uid: delivery.folder.ends() for delivery in deliveries}
+            dispatch.wait(partial(_are_done, home, ends), patience_s=_PATIENCE_S, has_asked=True)
 
 
 def _by_identity(home: Home) -> dict[str, list[RunDelivery]]:
@@ -72,11 +72,21 @@ def _by_identity(home: Home) -> dict[str, list[RunDelivery]]:
     return found
 
 
-def _are_done(home: Home, uids: set[str]) -> bool:
-    """Tell whether these runs are done; the runs under them that wait in their journals join them."""
-    accounts = [account_of(home, uid) for uid in uids if home.run(uid).path.exists()]
-    uids.update(*(account.waiting for account in accounts))
-    return all((account.is_live or account.is_ended) and not account.counts.pending for account in accounts)
+def _are_done(home: Home, ends: dict[str, dict[str, list[int]]]) -> bool:
+    """Tell whether these runs are done; the runs under them that wait in their journals join them.
+
+    Of a run that somebody writes to, what its journals had up to these ends is enough.
+    """
+    accounts = [account_of(home, uid) for uid in ends if home.run(uid).path.exists()]
+    ends |= {uid: {} for account in accounts for uid in account.waiting if uid not in ends}
+    return all(_is_done(home, account, ends[account.uid]) for account in accounts)
+
+
+def _is_done(home: Home, account: RunAccount, ends: dict[str, list[int]]) -> bool:
+    if not account.counts.pending:
+        return account.is_live or account.is_ended
+    state = home.state(account.uid)
+    return account.is_live and state is not None and state.covers(ends) and not state.uploads
 
 
 def _tell_wrong_user(deliveries: list[RunDelivery], destination: Destination, here: str) -> None:
