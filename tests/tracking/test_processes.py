@@ -684,6 +684,11 @@ def test_who_asks_for_delivery_is_not_held_by_somebody_who_goes_on_recording(
 
 
 @pytest.mark.server
+@pytest.mark.parametrize(
+    "slow",
+    [faults.delayed(0.5), faults.in_turn(faults.delayed(0.9), faults.passed)],
+    ids=["in everything", "every other time"],
+)
 def test_a_server_that_is_slow_holds_the_exit_for_two_seconds(
     server, home: Path, clean_courier: None, slow: faults.Fault
 ) -> None:

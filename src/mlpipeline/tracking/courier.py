@@ -343,7 +343,7 @@ class Courier:
                     "is_closed": worker.is_down or worker.is_denied,
                     "told_ms": worker.told_ms,
                     "is_starting": worker.is_starting,
-                    "is_slow": worker.is_slow,
+                    "lost_s": round(worker.lost_s, 1),
                 }
                 for key, worker in self._workers.items()
             },

@@ -1,4 +1,4 @@
-"""Where runs go: the address of a tracking store and its registry, and whether somebody is there."""
+"""Where runs go: the address of a tracking store and its registry, whether somebody is there, and how quick it is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+import time
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -103,6 +104,33 @@ class Destination:
     def sqlite_file(self) -> Path:
         """Return the file of a SQLite destination."""
         return Path(unquote(self.tracking_uri.partition(":///")[2].partition("?")[0]))
+
+
+PROMPT_S = 0.26
+"""A server beside us takes 10 to 260 ms for an answer, a busy one more now and then."""
+
+
+class Delay:
+    """How much longer answers took than promptly; one thread asks, another may look. Large files do not count.
+
+    Use it as a context manager around each call.
+    """
+
+    def __init__(self) -> None:
+        self._lost_s = 0.0
+        self._asked_s: float | None = None
+
+    def __enter__(self) -> None:
+        self._asked_s = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        self._lost_s, self._asked_s = self.lost_s, None
+
+    @property
+    def lost_s(self) -> float:
+        """Seconds so far, with those of a call that waits for its answer."""
+        asked_s = self._asked_s
+        return self._lost_s + (0.0 if asked_s is None else max(0.0, time.monotonic() - asked_s - PROMPT_S))
 
 
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}

@@ -42,10 +42,14 @@ PATIENCE_S = 2.0
 """How long a wait lasts after the courier's last progress."""
 
 EXIT_PATIENCE_S = 1.5
-"""The same at exit, so that a fault makes a training no more than 2 seconds longer in all.
+"""The same at exit, and the whole of it where something fails, so that a fault makes a training no more than
+2 seconds longer in all.
 
 A training's process takes some tenths longer or shorter by itself: with 1.7 a black hole came to 2.3.
 """
+
+EXIT_LOSS_S = 1.0
+"""Where answers have cost an exit so much more than those of a server beside us, something fails, too."""
 
 _POLL_S = 0.02
 _FIRST_SIGN_S = 8.0
@@ -226,9 +230,8 @@ class Dispatch:
             insist_s: Wait at least so long whatever the courier says; None does not insist.
             patience_s: How long to wait after the last progress.
             has_asked: Somebody asks for delivery, now: what failed before is to be tried again.
-            is_exit: The interpreter waits to end: *patience_s* after a first failure it does, also where
-                something moves, and *patience_s* in all where each call takes long; at once where the courier
-                was killed. It, or the next one, goes on.
+            is_exit: The interpreter waits to end: *patience_s* in all where a call fails or answers come late,
+                also where something moves; at once where the courier was killed. It, or the next one, goes on.
 
         Returns:
             Whether the condition holds now.
@@ -253,7 +256,8 @@ class Dispatch:
         is_exit: bool,
     ) -> bool:
         started_s = moved_s = time.monotonic()
-        started_ms, failed_s = time.time_ns() // 1_000_000, None
+        started_ms, is_failing = time.time_ns() // 1_000_000, False
+        lost_before_s: float | None = None
         hurried_s, last = -1e9, None
         while True:
             now_s = time.monotonic()
@@ -273,15 +277,15 @@ class Dispatch:
             if report.get("progress") != last and report.get("phase") == "serving":
                 last, moved_s = report.get("progress"), now_s
             told_ms = self._told_ms(report, destination)
-            if failed_s is None and told_ms >= started_ms and is_exit:
-                failed_s = now_s
-            if is_exit and self._is_all(report, destination, "is_slow"):
-                failed_s = started_s
+            if is_exit and report:
+                lost_s = self._lost_s(report, destination)
+                lost_before_s = lost_s if lost_before_s is None else lost_before_s
+                is_failing |= told_ms >= started_ms or lost_s - lost_before_s > EXIT_LOSS_S
             if not must_insist:
                 has_sign = last is not None
                 if now_s - moved_s > (patience_s if has_sign else _FIRST_SIGN_S):
                     return is_met()
-                if failed_s is not None and now_s - failed_s > patience_s:
+                if is_failing and now_s - started_s > patience_s:
                     return is_met()
                 if (
                     has_sign
@@ -295,6 +299,12 @@ class Dispatch:
         """Tell whether something is said of the destination, or of each."""
         found = self._workers(report, destination)
         return bool(found) and all(worker.get(what) for worker in found)
+
+    def _lost_s(self, report: dict[str, Any], destination: str | None) -> float:
+        """Return how much longer answers took so far than promptly, of the destination that lost least."""
+        return min(
+            (float(worker.get("lost_s", 0)) for worker in self._workers(report, destination)), default=0.0
+        )
 
     def _told_ms(self, report: dict[str, Any], destination: str | None) -> int:
         """Return when a call failed last, of the destination that was heard of least lately."""

@@ -20,6 +20,7 @@ Imports MLflow, most of which has no types; only `mlpipeline.tracking.sink` may 
 # mypy: disallow-untyped-calls = False
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -43,6 +44,7 @@ from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.request_utils import augmented_raise_for_status
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 
+from mlpipeline.tracking.destination import Delay
 from mlpipeline.tracking.verdicts import Unavailable, retry_after_s
 
 if TYPE_CHECKING:
@@ -52,23 +54,34 @@ if TYPE_CHECKING:
 
 REQUEST_TIMEOUT_S = 30
 
+_SMALL_BYTES = 2**20
+"""A larger file takes long anywhere."""
+
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses after which the same call may pass later (mlflow.utils.request_utils has the same list)."""
 
 
-def client_of(tracking_uri: str, registry_uri: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> MlflowClient:
+def client_of(
+    tracking_uri: str,
+    registry_uri: str,
+    *,
+    timeout_s: float = REQUEST_TIMEOUT_S,
+    delay: Delay | None = None,
+) -> MlflowClient:
     """Return a client that asks once what is a server: the tracking store, the registry, or both.
 
     Args:
         tracking_uri: Whatever MLflow knows; ``http://`` or ``https://`` is a server.
         registry_uri: The same; a server may be the registry of runs in a database.
         timeout_s: How long one answer may take.
+        delay: Is told of every call.
     """
+    delay = delay or Delay()
     client = MlflowClient(tracking_uri, registry_uri)
     if tracking_uri.startswith(("http://", "https://")):
-        client._tracking_client = _TrackingClient(tracking_uri, timeout_s)  # noqa: SLF001 - MlflowClient takes no store
+        client._tracking_client = _TrackingClient(tracking_uri, timeout_s, delay)  # noqa: SLF001 - MlflowClient takes no store
     if registry_uri.startswith(("http://", "https://")):
-        client._registry_client_lazy = _RegistryClient(registry_uri, tracking_uri, timeout_s)  # type: ignore[attr-defined]  # noqa: SLF001 - the same
+        client._registry_client_lazy = _RegistryClient(registry_uri, tracking_uri, timeout_s, delay)  # type: ignore[attr-defined]  # noqa: SLF001 - the same
     return client
 
 
@@ -78,8 +91,9 @@ def _ask(
     method: str,
     json_body: str | None,
     answer: Any,
+    timeout_s: float,
+    delay: Delay,
     headers: Any = None,
-    timeout_s: float = REQUEST_TIMEOUT_S,
 ) -> Any:
     """Make one call, as mlflow.utils.rest_utils.call_endpoint does, and fill its *answer*."""
     headers = dict(headers or {})
@@ -89,7 +103,8 @@ def _ask(
     elif json_body is not None:
         headers["Content-Type"] = "application/json"
         content = {"data": json_body.encode()}
-    response = _once(creds, endpoint, method, headers, timeout_s, **content)
+    with delay:
+        response = _once(creds, endpoint, method, headers, timeout_s, **content)
     try:
         text = verify_rest_response(response, endpoint).text
     except MlflowException as error:
@@ -156,7 +171,8 @@ def _in_json(value: float) -> float | str:
 
 
 class _Tracking(TrackingStore):
-    timeout_s: float = REQUEST_TIMEOUT_S
+    timeout_s: float
+    delay: Delay
 
     def _call_endpoint(
         self,
@@ -175,12 +191,14 @@ class _Tracking(TrackingStore):
             method,
             json_body,
             response_proto or api.Response(),
-            timeout_s=self.timeout_s,
+            self.timeout_s,
+            self.delay,
         )
 
 
 class _Registry(RegistryStore):
-    timeout_s: float = REQUEST_TIMEOUT_S
+    timeout_s: float
+    delay: Delay
 
     def _call_endpoint(
         self, api: Any, json_body: str | None, call_all_endpoints: bool = False, extra_headers: Any = None
@@ -190,15 +208,17 @@ class _Registry(RegistryStore):
         endpoint, method = self._get_endpoint_from_method(api)
         self._validate_workspace_support_if_specified()
         answer = self._get_response_from_method(api)
-        return _ask(self.get_host_creds(), endpoint, method, json_body, answer, extra_headers, self.timeout_s)
+        creds = self.get_host_creds()
+        return _ask(creds, endpoint, method, json_body, answer, self.timeout_s, self.delay, extra_headers)
 
 
 class _Artifacts:
     """A server's artifacts of one run or model; a file that MLflow would send in parts goes its way."""
 
-    def __init__(self, repository: HttpArtifactRepository, timeout_s: float) -> None:
+    def __init__(self, repository: HttpArtifactRepository, timeout_s: float, delay: Delay) -> None:
         self._repository = repository
         self._timeout_s = timeout_s
+        self._delay = delay
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
         if self._repository._should_multipart_upload(local_file):  # noqa: SLF001 - HttpArtifactRepository.log_artifact in short
@@ -210,7 +230,9 @@ class _Artifacts:
         with open(local_file, "rb") as file:
             creds = self._repository._host_creds  # noqa: SLF001 - the same
             endpoint = posixpath.join("/", artifact_path or "", name)
-            response = _once(creds, endpoint, "PUT", headers, self._timeout_s, data=file)
+            is_small = os.fstat(file.fileno()).st_size <= _SMALL_BYTES
+            with self._delay if is_small else contextlib.nullcontext():
+                response = _once(creds, endpoint, "PUT", headers, self._timeout_s, data=file)
         augmented_raise_for_status(response)
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
@@ -221,15 +243,15 @@ class _Artifacts:
 
 
 class _TrackingClient(TrackingServiceClient):
-    def __init__(self, uri: str, timeout_s: float) -> None:
+    def __init__(self, uri: str, timeout_s: float, delay: Delay) -> None:
         self._store = _Tracking(partial(get_default_host_creds, uri))
-        self._store.timeout_s = timeout_s
+        self._store.timeout_s, self._store.delay = timeout_s, delay
         super().__init__(uri)
 
     def _get_artifact_repo(self, resource_id: str, **options: Any) -> Any:
         repository = super()._get_artifact_repo(resource_id, **options)
         if isinstance(repository, HttpArtifactRepository):
-            return _Artifacts(repository, self._store.timeout_s)
+            return _Artifacts(repository, self._store.timeout_s, self._store.delay)
         return repository
 
     @property
@@ -238,9 +260,9 @@ class _TrackingClient(TrackingServiceClient):
 
 
 class _RegistryClient(ModelRegistryClient):
-    def __init__(self, uri: str, tracking_uri: str, timeout_s: float) -> None:
+    def __init__(self, uri: str, tracking_uri: str, timeout_s: float, delay: Delay) -> None:
         self._store = _Registry(partial(get_default_host_creds, uri))
-        self._store.timeout_s = timeout_s
+        self._store.timeout_s, self._store.delay = timeout_s, delay
         super().__init__(uri, tracking_uri)
 
     @property

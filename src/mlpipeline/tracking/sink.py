@@ -13,8 +13,6 @@ import logging
 import os
 import sys
 import threading
-import time
-from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -22,6 +20,7 @@ from urllib.parse import urlsplit
 from mlpipeline.core import credentials
 from mlpipeline.core.credentials import public_uri, with_credentials
 from mlpipeline.tracking import registry
+from mlpipeline.tracking.destination import Delay, Destination
 from mlpipeline.tracking.rows import PointRows
 from mlpipeline.tracking.verdicts import Refused, Unavailable, judged, words
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-    from mlpipeline.tracking.destination import Destination
     from mlpipeline.tracking.records import Point
 
 logger = logging.getLogger("mlpipeline")
@@ -52,10 +50,6 @@ PARAMS_PER_REQUEST = 100
 TAGS_PER_REQUEST = 100
 """MLflow's limits for one log-batch request (mlflow/utils/validation.py)."""
 
-_SLOW_S = 0.4
-_LAST_CALLS = 3
-"""A server beside us takes 10 to 260 ms for a call, a busy one more now and then."""
-
 _T = TypeVar("_T")
 
 
@@ -71,6 +65,7 @@ class MlflowSink:
 
     Attributes:
         answered: How many calls were taken; tells whether anything was asked in the meantime.
+        delay: What a server's answers cost.
     """
 
     def __init__(
@@ -88,7 +83,7 @@ class MlflowSink:
         self._client: MlflowClient | None = None
         self._rows: PointRows | None = None
         self.answered = 0
-        self._took_s: deque[float] = deque(maxlen=_LAST_CALLS)
+        self.delay = Delay()
 
     # --- runs ------------------------------------------------------------------------------------
 
@@ -496,7 +491,7 @@ class MlflowSink:
             self._make_store(root)
             where = self.destination
             uris = with_credentials(where.tracking_uri), with_credentials(where.registry_uri)
-            client = client_of(*uris, timeout_s=self._timeout_s)
+            client = client_of(*uris, timeout_s=self._timeout_s, delay=self.delay)
             self._rows = PointRows.of(client) if where.is_sqlite else None
             self._client = client
         return self._client
@@ -541,13 +536,7 @@ class MlflowSink:
 
         return SqlAlchemyStore(with_credentials(self.destination.tracking_uri), root)  # type: ignore[no-untyped-call]  # MLflow's own
 
-    @property
-    def is_slow(self) -> bool:
-        """Whether each of the last few calls took long: making a store does once, a server far away always."""
-        return len(self._took_s) == _LAST_CALLS and min(self._took_s) >= _SLOW_S
-
     def _do(self, call: Callable[[], _T]) -> _T:
-        began_s = time.monotonic()
         try:
             result = call()
         except (Unavailable, Refused):
@@ -555,7 +544,6 @@ class MlflowSink:
         except Exception as error:
             raise judged(error) from error
         self.answered += 1
-        self._took_s.append(time.monotonic() - began_s)
         return result
 
 

@@ -328,10 +328,9 @@ class Worker:
         )
 
     @property
-    def is_slow(self) -> bool:
-        """Whether each call takes long there. Only of records: a large file takes long anywhere."""
-        sink = self._sinks.get("records")
-        return sink is not None and sink.is_slow
+    def lost_s(self) -> float:
+        """How much longer its answers took so far than those of a server beside us; see `Delay`."""
+        return sum(sink.delay.lost_s for sink in list(self._sinks.values()))
 
     def _serve(self, kind: _Kind) -> None:
         courier = self._courier
