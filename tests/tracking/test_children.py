@@ -444,15 +444,15 @@ def test_who_waits_for_another_courier_waits_for_children_too(
     parent = open_run(config)
     tell(parent, "0")
     parent.end()
-    uids = {parent.uid}
-    assert not _are_done(Home(home), uids)
+    ends = {parent.uid: Home(home).run(parent.uid).ends()}
+    assert not _are_done(Home(home), ends)
     delivery, sink = RunDelivery(Home(home), Home(home).run(parent.uid)), MlflowSink(parent.destination)
     while not delivery.is_finished:
         delivery.deliver(sink)
     assert delivery.finish()
-    assert not _are_done(Home(home), uids)
+    assert not _are_done(Home(home), ends)
     deliver()
-    assert _are_done(Home(home), uids)
+    assert _are_done(Home(home), ends)
 
 
 class SlowCourier(Courier):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -30,7 +31,7 @@ from mlpipeline.tracking.courier import LINGER_S
 from mlpipeline.tracking.destination import Destination
 from mlpipeline.tracking.dispatch import Dispatch
 from mlpipeline.tracking.home import Home
-from mlpipeline.tracking.opening import open_run
+from mlpipeline.tracking.opening import open_child, open_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -641,12 +642,17 @@ def test_a_server_that_fails_now_and_then_holds_the_exit_for_two_seconds(
 
 
 @contextlib.contextmanager
-def recorded_all_the_time(run: Run) -> Iterator[None]:
-    """A thread that records a point every millisecond, faster than anybody delivers a last one."""
+def recorded_all_the_time(run: Run, *, in_children: bool) -> Iterator[None]:
+    """A thread that records every few milliseconds, faster than anybody delivers what is last."""
     over = threading.Event()
 
     def record() -> None:
-        while not over.wait(0.001):
+        for number in itertools.count():
+            if over.wait(0.1 if in_children else 0.001):
+                return
+            if in_children:
+                with open_child(run, f"{run.uid}-{number}", is_over=True) as child:
+                    child.log_metrics({"loss": 0.5})
             run.log_metrics({"loss": 0.5})
 
     thread = threading.Thread(target=record)
@@ -659,18 +665,23 @@ def recorded_all_the_time(run: Run) -> Iterator[None]:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("how", ["sync", "sync beside a courier", "flush"])
+@pytest.mark.parametrize(
+    "how", ["sync", "sync of a study", "sync beside one that is stuck", "sync beside a courier", "flush"]
+)
 def test_who_asks_for_delivery_is_not_held_by_somebody_who_goes_on_recording(
     server, home: Path, deliver: Callable[[], None], clean_courier: None, how: str
 ) -> None:
     """What was there when it was asked for is sent."""
     with FaultyProxy(server.uri) as proxy:
         proxy.fault = faults.delayed(0.05)
-        delivery = "offline" if how == "sync" else "process"
+        is_served = how in {"sync beside a courier", "flush"}
+        delivery = "process" if is_served else "offline"
         run = open_run(MLflowConfig(tracking_uri=proxy.uri, experiment_name="live", delivery=delivery))
-        if how != "sync":
+        if is_served:
             wait_until(lambda: proxy.requests, home=home)
-        with recorded_all_the_time(run):
+        if how == "sync beside one that is stuck":
+            open_run(MLflowConfig(tracking_uri=NOBODY, delivery="offline")).end()
+        with recorded_all_the_time(run, in_children=how == "sync of a study"):
             wait_until(lambda: run.counts().pending > 10, home=home)
             run.log_metrics({"asked": 1.0}, step=0)
             began_s = time.monotonic()
@@ -678,9 +689,7 @@ def test_who_asks_for_delivery_is_not_held_by_somebody_who_goes_on_recording(
             assert time.monotonic() - began_s < 30
             found = MlflowClient(server.uri).get_run(run.run_id)
             assert (1.0, "RUNNING") == (found.data.metrics["asked"], found.info.status)
-        proxy.fault = faults.passed
         run.end()
-        deliver()
 
 
 @pytest.mark.server

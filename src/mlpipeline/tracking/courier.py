@@ -96,9 +96,8 @@ class Courier:
         self._is_hurried = False
         self._retried_s = -1e9
         self._told: dict[str, str] = {}
-        self._met: dict[
-            str, dict[str, list[int]]
-        ] = {}  # where the journals ended then; asked for where it leaves
+        # What somebody who leaves when it is sent has met, and where its journals ended then. None: serves all.
+        self._met: dict[str, dict[str, list[int]]] | None = None
 
     # --- what workers ask ------------------------------------------------------------------------
 
@@ -193,6 +192,7 @@ class Courier:
 
     def _serve(self, *, until_idle: bool) -> None:
         idle_since_s: float | None = None
+        has_met_children = False
         while not self._stop.is_set():
             self._look()
             now_s = time.monotonic()
@@ -202,10 +202,13 @@ class Courier:
             if self._post.successor.exists():
                 return
             if until_idle:
-                for uid, (delivery, _) in self._deliveries.items():
-                    self._met.setdefault(uid, delivery.folder.ends())
+                if self._met is None:
+                    self._meet()
                 if self._is_caught_up() or self._is_stuck():
                     self._look()  # puts away what was finished since, and finds journals of children
+                    if not has_met_children:
+                        has_met_children = True
+                        self._meet()
                     if self._is_caught_up() or self._is_stuck():
                         return
             elif self._deliveries and (self._has_live_writer or not self._is_stuck()):
@@ -217,13 +220,20 @@ class Courier:
                     return
             self._stop.wait(_LOOK_EVERY_S)
 
+    def _meet(self) -> None:
+        self._met = {uid: delivery.folder.ends() for uid, (delivery, _) in self._deliveries.items()}
+
     def _is_caught_up(self) -> bool:
-        """Tell whether all is delivered: of a run that somebody writes to, what it had when it was met here."""
-        return all(
-            delivery.is_idle
-            or (uid in self._met and delivery.is_live() and delivery.has_sent(self._met[uid]))
-            for uid, (delivery, _) in self._deliveries.items()
-        )
+        return not any(self._owes(uid, delivery) for uid, (delivery, _) in self._deliveries.items())
+
+    def _owes(self, uid: str, delivery: RunDelivery) -> bool:
+        """Tell whether something of a run waits; for who leaves, something that was there when it was met.
+
+        Where somebody records without a pause there is always something that came since.
+        """
+        if delivery.is_idle or self._met is None:
+            return not delivery.is_idle
+        return uid in self._met and not (delivery.is_live() and delivery.has_sent(self._met[uid]))
 
     def _find_new(self) -> list[RunDelivery]:
         found = []
@@ -297,7 +307,7 @@ class Courier:
         left = {
             uid: worker
             for uid, (delivery, worker) in self._deliveries.items()
-            if worker is not None and not delivery.is_idle
+            if worker is not None and self._owes(uid, delivery)
         }
         stuck = {
             uid

@@ -77,9 +77,13 @@ def _are_done(home: Home, ends: dict[str, dict[str, list[int]]]) -> bool:
 
     Of a run that somebody writes to, what its journals had up to these ends is enough.
     """
-    accounts = [account_of(home, uid) for uid in ends if home.run(uid).path.exists()]
-    ends |= {uid: {} for account in accounts for uid in account.waiting if uid not in ends}
-    return all(_is_done(home, account, ends[account.uid]) for account in accounts)
+    left = [
+        account
+        for account in (account_of(home, uid) for uid in ends if home.run(uid).path.exists())
+        if not _is_done(home, account, ends[account.uid])
+    ]
+    ends |= {uid: {} for account in left for uid in account.waiting if uid not in ends}
+    return not left
 
 
 def _is_done(home: Home, account: RunAccount, ends: dict[str, list[int]]) -> bool:
