@@ -271,14 +271,12 @@ def learning_rates(optimizers: Iterable[Any]) -> dict[str, float]:
 
 def rows_of(batch: Any) -> int:
     """Return how many rows a batch of any nesting has; 0 where there is no tensor to tell."""
-    while not hasattr(batch, "shape"):
-        if isinstance(batch, (list, tuple)) and batch:
-            batch = batch[0]
-        elif isinstance(batch, Mapping):
-            batch = next(iter(batch.values()), None)
-        else:
-            return 0
-    return int(batch.shape[0]) if batch.shape else 0
+    # In this order, and the shape asked for once: it is called at every step, and each miss of an attribute costs.
+    while isinstance(batch, (list, tuple)) and batch:
+        batch = batch[0]
+    if (shape := getattr(batch, "shape", None)) is not None:
+        return int(shape[0]) if shape else 0
+    return rows_of(next(iter(batch.values()), None)) if isinstance(batch, Mapping) else 0
 
 
 def cut(value: Any) -> Any:
