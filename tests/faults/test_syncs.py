@@ -141,10 +141,12 @@ print(step)
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environ
     )
     time.sleep(2)
-    for _ in range(3):
-        assert 0 == subprocess.run(SYNC, env=environ, check=False, timeout=60).returncode
-        assert "RUNNING" == run().info.status
-    Path("over").touch()
+    try:
+        for _ in range(3):
+            assert 0 == subprocess.run(SYNC, env=environ, check=False, timeout=60).returncode
+            assert "RUNNING" == run().info.status
+    finally:
+        Path("over").touch()  # or it trains for ever
     steps = int(process.communicate()[0])
     assert 0 == subprocess.run(SYNC, env=environ, check=False, timeout=60).returncode
     assert "FINISHED" == run().info.status
