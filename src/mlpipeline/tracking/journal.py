@@ -489,15 +489,10 @@ class JournalWriter:
                 self._begin()
                 self.dropped = dropped
 
-    def end(self) -> list[int]:
-        """Return where the journal ends now, see `RunFolder.ends`."""
+    def ends(self) -> dict[str, list[int]]:
+        """Return where the journal ends now, as `RunFolder.ends` does; nothing where it holds nothing."""
         with self._lock:
-            return [self._segment, self._size]
-
-    def is_acknowledged(self, offsets: Mapping[str, Sequence[int]], end: Sequence[int] | None = None) -> bool:
-        """Tell whether the courier's acknowledged *offsets* cover all that was written here, or was up to *end*."""
-        due = self.end() if end is None else list(end)
-        return due[0] == 0 or list(offsets.get(self.name, (0, 0))) >= due
+            return {self.name: [self._segment, self._size]} if self._segment else {}
 
     def has_company(self) -> bool:
         """Tell whether another process that shares the run has it open, too."""

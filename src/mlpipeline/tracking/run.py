@@ -801,9 +801,9 @@ class Run:
     def _wait(self, insist_s: float | None, *, is_exit: bool = False) -> None:
         if self._home is not None and not self._is_traceless():
             journal = self._journal
-            end = journal.end() if isinstance(journal, JournalWriter) else None
+            ends = journal.ends() if isinstance(journal, JournalWriter) else None
             self._dispatch().wait(
-                partial(self._is_delivered, end),
+                partial(self._is_delivered, ends),
                 destination=self._destination_key(),
                 insist_s=insist_s,
                 patience_s=EXIT_PATIENCE_S if is_exit else PATIENCE_S,
@@ -819,7 +819,7 @@ class Run:
         """Tell, without waiting, whether everything recorded so far is in MLflow."""
         return self._is_delivered()
 
-    def _is_delivered(self, end: Sequence[int] | None = None) -> bool:
+    def _is_delivered(self, ends: Mapping[str, Sequence[int]] | None = None) -> bool:
         state = self._state()
         if state is None or state.uploads:
             return False
@@ -829,7 +829,9 @@ class Run:
                 return True
             if not (isinstance(journal, JournalWriter) and journal.has_company()):
                 return False  # nobody else has the run open, so its end is coming
-        return not isinstance(journal, JournalWriter) or journal.is_acknowledged(state.offsets, end)
+        return not isinstance(journal, JournalWriter) or state.covers(
+            journal.ends() if ends is None else ends
+        )
 
     def counts(self) -> DeliveryCounts:
         """Return what became of the run's records so far, without waiting."""
