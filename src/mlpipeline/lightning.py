@@ -462,7 +462,7 @@ class _Listener(DummyLogger):
         self.callback._saved(checkpoint_callback)  # noqa: SLF001
 
 
-_items = list.__iter__  # at every step, where super() costs a microsecond
+_items = list.__iter__  # at every step, where super() costs 0.7 us more
 
 
 class _Loggers(list[Any]):

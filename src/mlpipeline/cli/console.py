@@ -126,7 +126,7 @@ def tell(content: Any, *, is_json: bool, text: Callable[[], Any]) -> None:
         return
     shown = text()
     if isinstance(shown, str):
-        click.echo(shown)
+        say(shown)
         return
     from rich.console import Console
 

@@ -106,6 +106,29 @@ class Destination:
         return Path(unquote(self.tracking_uri.partition(":///")[2].partition("?")[0]))
 
 
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def _probe_file(path: Path) -> None:
+    """Ask whether it could be opened, and never open it.
+
+    Closing any descriptor of a file gives up all of the process's POSIX locks on it, those too that
+    SQLite holds for a transaction in another thread; the next process then writes into the middle
+    of it, and what had been answered is lost (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    """
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        # MLflow makes the file, but not its folder.
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise
+        return
+    if is_folder:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
 PROMPT_S = 0.26
 """A server beside us takes 10 to 260 ms for an answer, a busy one more now and then."""
 
@@ -131,26 +154,3 @@ class Delay:
         """Seconds so far, with those of a call that waits for its answer."""
         asked_s = self._asked_s
         return self._lost_s + (0.0 if asked_s is None else max(0.0, time.monotonic() - asked_s - PROMPT_S))
-
-
-_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
-
-
-def _probe_file(path: Path) -> None:
-    """Ask whether it could be opened, and never open it.
-
-    Closing any descriptor of a file gives up all of the process's POSIX locks on it, those too that
-    SQLite holds for a transaction in another thread; the next process then writes into the middle
-    of it, and what had been answered is lost (https://www.sqlite.org/howtocorrupt.html, 2.2).
-    """
-    try:
-        is_folder = stat.S_ISDIR(path.stat().st_mode)
-    except FileNotFoundError:
-        # MLflow makes the file, but not its folder.
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise
-        return
-    if is_folder:
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
