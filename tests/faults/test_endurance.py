@@ -64,11 +64,13 @@ class Samples:
     descriptors: list[int] = field(default_factory=list)
 
     def take(self, pid):
-        """Look once more; a process that is gone is left out."""
-        with contextlib.suppress(OSError, AttributeError):
+        """Look once more; a process that is gone is left out, also one that nobody has waited for yet."""
+        with contextlib.suppress(OSError):
             status = Path(f"/proc/{pid}/status").read_text()
+            if (memory := re.search(r"VmRSS:\s+(\d+)", status)) is None:
+                return
             descriptors = len(os.listdir(f"/proc/{pid}/fd"))
-            self.memory_kb.append(int(re.search(r"VmRSS:\s+(\d+)", status)[1]))
+            self.memory_kb.append(int(memory[1]))
             self.threads.append(int(re.search(r"Threads:\s+(\d+)", status)[1]))
             self.descriptors.append(descriptors)
 
