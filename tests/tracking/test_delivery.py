@@ -12,13 +12,15 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun, ViewType
 
 from mlpipeline import MLflowConfig
+from mlpipeline.testing import faults
+from mlpipeline.testing.faults import FaultyProxy
 from mlpipeline.tracking import trainings
 from mlpipeline.tracking.account import account_of, dead_letters
 from mlpipeline.tracking.delivery import RunDelivery
@@ -28,6 +30,9 @@ from mlpipeline.tracking.opening import attached_run, open_child, open_run
 from mlpipeline.tracking.records import Kind
 from mlpipeline.tracking.sink import MlflowSink
 from mlpipeline.tracking.verdicts import Refused, Unavailable
+
+if TYPE_CHECKING:
+    from mlpipeline.testing.places import Server
 
 Deliver = Callable[[], None]
 
@@ -661,6 +666,96 @@ def test_the_newest_points_go_ahead_of_their_turn_and_are_stored_once(
     while not delivery.state.is_ended:
         delivery.deliver(sink)
     assert [(step, 1 / (step + 1)) for step in range(5000)] == history(config, only_run(config), "loss")
+
+
+class Noted(FaultyProxy):
+    """A proxy that keeps the points that it was sent."""
+
+    def __init__(self, server_uri: str) -> None:
+        super().__init__(server_uri)
+        self.points: list[tuple[str, int]] = []
+        self.asked = 0
+        self.then = faults.passed
+        self.fault = self._note
+
+    def _note(self, exchange: faults.Exchange) -> None:
+        self.asked += "get-history-bulk-interval" in exchange.path
+        if exchange.path.endswith("log-batch"):
+            self.points += [(one["key"], one["step"]) for one in json.loads(exchange.body).get("metrics", ())]
+            self.then(exchange)
+        else:
+            faults.passed(exchange)
+
+    def expect_each_once(self, config: MLflowConfig, count: int) -> None:
+        """Every point was sent once, and is there once."""
+        expected = [(key, step) for key in ("a", "b") for step in range(count)]
+        assert expected == sorted(self.points)
+        direct = config.replace(tracking_uri=f"http://{self._upstream[0]}:{self._upstream[1]}")
+        for key in ("a", "b"):
+            found = history(direct, only_run(direct), key)
+            assert list(range(count)) == [step for step, _ in found]
+
+
+def record(config: MLflowConfig, count: int) -> Any:
+    run = open_run(config)
+    for step in range(count):
+        # Not a number and infinite, too: they are told apart by their names.
+        run.log_metrics({"a": step / 7, "b": math.nan if step % 2 else step}, step=step)
+    return run
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("goes_on", [True, False], ids=["same courier", "another courier"])
+def test_a_server_gets_no_point_again_that_went_ahead(
+    server: Server, experiment: str, home: Path, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    """On SQLite it would look for every point of the request at every point of the run."""
+    monkeypatch.setattr("mlpipeline.tracking.delivery._LARGE_RUN", 100)
+    with Noted(server.uri) as proxy:
+        config = MLflowConfig(tracking_uri=proxy.uri, experiment_name=experiment, delivery="offline")
+        run = record(config, 4000)
+        sink = MlflowSink(Destination(proxy.uri, proxy.uri))
+        delivery = RunDelivery(Home(home), Home(home).run(run.uid))
+        for _ in range(2):
+            delivery.deliver(sink, 16 * 2**10)
+            delivery.deliver_latest(sink)
+        for step in range(4000, 4100):
+            run.log_metrics({"a": step / 7, "b": step}, step=step)
+        delivery.deliver_latest(sink)
+        assert [("a", 4099), ("b", 4099)] == proxy.points[-2:]
+        run.end()
+        if not goes_on:
+            delivery = RunDelivery(Home(home), Home(home).run(run.uid))
+        while not delivery.state.is_ended:
+            delivery.deliver(sink, 16 * 2**10)
+        proxy.expect_each_once(config, 4100)
+        assert goes_on == (proxy.asked == 0)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("trouble", ["a lost answer", "a courier that is killed"])
+def test_a_server_gets_no_point_of_a_large_run_again(
+    server: Server, experiment: str, home: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """It took a run of 900 000 points longer than its client waits, so that it was asked for ever."""
+    monkeypatch.setattr("mlpipeline.tracking.delivery._LARGE_RUN", 100)
+    with Noted(server.uri) as proxy:
+        config = MLflowConfig(tracking_uri=proxy.uri, experiment_name=experiment, delivery="offline")
+        run = record(config, 3000)
+        run.end()
+        sink = MlflowSink(Destination(proxy.uri, proxy.uri))
+        delivery = RunDelivery(Home(home), Home(home).run(run.uid))
+        delivery.deliver(sink, 16 * 2**10)
+        proxy.then = faults.in_turn(faults.passed, faults.cut)
+        with pytest.raises(Unavailable):
+            delivery.deliver(sink, 64 * 2**10)
+        proxy.then = faults.passed
+        assert 0 == proxy.asked
+        if trouble != "a lost answer":
+            delivery = RunDelivery(Home(home), Home(home).run(run.uid))
+        while not delivery.state.is_ended:
+            delivery.deliver(sink, 64 * 2**10)
+        proxy.expect_each_once(config, 3000)
 
 
 def test_what_was_done_long_ago_is_forgotten(home: Path, deliver: Deliver, config: MLflowConfig) -> None:

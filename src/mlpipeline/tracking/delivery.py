@@ -67,6 +67,13 @@ _PARENT_AWAITED_S = 60.0
 
 _LAST_STEP = 2**63 - 1
 
+_LARGE_RUN = 20_000
+"""A run of so many records or steps: sending what a server has costs it more than being asked; see
+`MlflowSink.log_points`."""
+
+_AHEAD_AT_MOST = 20_000
+"""So many points stored ahead of their turn are remembered, in 4 MB; then none goes ahead."""
+
 _T = TypeVar("_T")
 
 
@@ -125,6 +132,11 @@ class RunDelivery:
         self._is_read = False
         self._seen_s = time.monotonic()
         self._stored: Point | None = None
+        self._ahead: set[tuple[Any, ...]] = set()
+        # Whoever delivered before may have been killed before it wrote down what it had sent: a parcel in
+        # its turn, and what went ahead.
+        self._is_in_doubt = True
+        self._doubtful_ends = folder.ends() if self.state.is_ahead else {}
         self.is_gone = False
         self.upload_failures = 0
         self.is_finished = False
@@ -183,19 +195,26 @@ class RunDelivery:
         """Send the newest point of each metric ahead of its turn, where the journals are far ahead.
 
         A courier that keeps to its share falls behind a fast training; the live view is current all
-        the same. The point is sent once more in its turn, which changes nothing in MLflow.
+        the same. When its turn comes, the point is left out.
         """
-        if self.state.run_id is None or self.is_gone or self.state.floor:
+        if self.state.run_id is None or self.is_gone or self.state.floor or len(self._ahead) > _AHEAD_AT_MOST:
             return
         for reader in self._readers.values():
             if reader.behind_bytes() > _FAR_BYTES:
-                latest = reader.latest_points()
+                latest = reader.latest_points().values()
+                new = [point for point in latest if _identity(point) not in self._ahead]
+                if not self.state.is_ahead:
+                    with self.keeping():
+                        self.state.is_ahead = True
                 try:
-                    for piece in chunks(latest.values(), METRICS_PER_REQUEST):
+                    for piece in chunks(new, METRICS_PER_REQUEST):
                         sink.log_points(str(self.state.run_id), piece)
+                        self._ahead.update(map(_identity, piece))
                 except Refused:
                     return
                 except Unavailable as error:
+                    if error.is_unclear:
+                        self._doubtful_ends = self.folder.ends()
                     if not error.is_failure:
                         raise
                     return  # one that a server fails with is found when its turn comes
@@ -252,9 +271,11 @@ class RunDelivery:
             state.dropped += parcel.dropped
             state.damaged += parcel.damaged
             state.last_ms = max(state.last_ms, parcel.last_ms)
+            state.is_ahead = bool(self._ahead) or not state.covers(self._doubtful_ends)
             self._parcel = None
             if count or parcel.positions:
                 self._save()
+            self._is_in_doubt = False
         self._remove_acknowledged()
         self._end(sink)
         if self.creation.has_doubt():
@@ -392,11 +413,24 @@ class RunDelivery:
 
     def _send_points(self, sink: MlflowSink, run_id: str, parcel: _Parcel) -> None:
         last_steps = self.state.last_steps
+        are_in_doubt = self.state.delivered + sum(self.state.floor.values()) >= _LARGE_RUN and (
+            self._is_in_doubt or not self.state.covers(self._doubtful_ends)
+        )
+
+        def send(items: Sequence[tuple[int, Point]]) -> None:
+            points = [point for _, point in items]
+            sink.log_points(run_id, points, are_in_doubt=are_in_doubt)
+
         while parcel.points:
             piece = list(enumerate(parcel.points[:METRICS_PER_REQUEST]))
-            refused = self._send_or_split(
-                sink, piece, lambda items: sink.log_points(run_id, [point for _, point in items])
-            )
+            new = [item for item in piece if _identity(item[1]) not in self._ahead] if self._ahead else piece
+            try:
+                refused = self._send_or_split(sink, new, send) if new else {}
+            except Unavailable as error:
+                self._is_in_doubt |= error.is_unclear
+                raise
+            if self._ahead:
+                self._ahead.difference_update([_identity(point) for _, point in piece])
             for index, point in piece:
                 if index in refused:
                     self.bury("metric", _content(point), refused[index])
@@ -752,6 +786,11 @@ class RunDelivery:
 def _halves(items: Sequence[_T]) -> list[Sequence[_T]]:
     half = len(items) // 2
     return [items[half:], items[:half]] if half else [items]
+
+
+def _identity(point: Point) -> tuple[Any, ...]:
+    """Return what tells a point from others of its run; NaN itself would equal nothing."""
+    return point.key, point.step, point.timestamp_ms, repr(point.value)
 
 
 def _content(point: Point) -> dict[str, Any]:

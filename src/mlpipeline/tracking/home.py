@@ -247,6 +247,7 @@ class RunState:
         tag_times_ms: Per tag, when its delivered value was recorded: an older one never replaces it.
         params: Per param, a hash of the delivered value, to tell drift from a repetition.
         last_steps: Per metric, the highest step delivered.
+        is_ahead: Newest points may be stored ahead of their turn, of journals that are not acknowledged so far.
         floor: What `last_steps` was when the newest attempt began: a resumed training repeats the
             steps up to it, and the values recorded first stand.
         overlap: Points of a resumed training that were not stored again.
@@ -276,6 +277,7 @@ class RunState:
     tag_times_ms: dict[str, int] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     last_steps: dict[str, int] = field(default_factory=dict)
+    is_ahead: bool = False
     floor: dict[str, int] = field(default_factory=dict)
     overlap: int = 0
     end: dict[str, Any] | None = None

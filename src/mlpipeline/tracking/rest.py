@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.service_pb2 import LogBatch
+from mlflow.protos.service_pb2 import GetMetricHistoryBulkInterval, LogBatch
 from mlflow.store.artifact.artifact_repo import verify_artifact_path
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.model_registry.rest_store import RestStore as RegistryStore
@@ -161,6 +161,27 @@ def post_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> N
     ]
     store: _Tracking = client._tracking_client.store  # noqa: SLF001 - MLflow has no public way to it
     store._call_endpoint(LogBatch, json.dumps({"run_id": run_id, "metrics": metrics}))  # noqa: SLF001 - the same
+
+
+def missing_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> list[Point]:
+    """Return those of *points* that a server does not have, asked key by key; in doubt it does not.
+
+    MLflow gives at most 2500 points for an answer, evenly drawn where there are more in the range of steps.
+    """
+    steps: dict[str, list[int]] = {}
+    for point in points:
+        steps.setdefault(point.key, []).append(point.step)
+    store: _Tracking = client._tracking_client.store  # noqa: SLF001 - MLflow has no public way to it
+    there = set()
+    for key, of_key in steps.items():
+        content = {"run_ids": [run_id], "metric_key": key, "start_step": min(of_key), "end_step": max(of_key)}
+        found = store._call_endpoint(GetMetricHistoryBulkInterval, json.dumps(content))  # noqa: SLF001 - the same
+        there |= {(key, one.step, one.timestamp, repr(one.value)) for one in found.metrics}
+    return [
+        point
+        for point in points
+        if (point.key, point.step, point.timestamp_ms, repr(point.value)) not in there
+    ]
 
 
 def _in_json(value: float) -> float | str:

@@ -211,8 +211,16 @@ class MlflowSink:
 
     # --- what a run holds ------------------------------------------------------------------------
 
-    def log_points(self, run_id: str, points: Sequence[Point]) -> None:
-        """Store points of metrics, at most `METRICS_PER_REQUEST`; storing them again changes nothing."""
+    def log_points(self, run_id: str, points: Sequence[Point], *, are_in_doubt: bool = False) -> None:
+        """Store points of metrics, at most `METRICS_PER_REQUEST`; storing them again changes nothing.
+
+        Args:
+            run_id: MLflow's id of the run.
+            points: The points.
+            are_in_doubt: A server is asked first which of them it has. Of a request with points that it
+                has, MLflow on SQLite looks for each at every point of the run (its or_() keeps SQLite from
+                the primary key): 0.5 s in a run of 10 000, 31 s in one of 900 000.
+        """
 
         def send() -> None:
             client = self._connected()
@@ -228,7 +236,22 @@ class MlflowSink:
             metrics = [Metric(point.key, point.value, point.timestamp_ms, point.step) for point in points]
             client.log_batch(run_id, metrics=metrics)
 
-        self._do(send)
+        if are_in_doubt and self.destination.is_http:
+            points = self._missing_points(run_id, points)
+        if points:
+            self._do(send)
+
+    def _missing_points(self, run_id: str, points: Sequence[Point]) -> Sequence[Point]:
+        from mlpipeline.tracking.rest import missing_points
+
+        try:
+            return self._do(lambda: missing_points(self._connected(), run_id, points))
+        except Refused:
+            return points  # they are refused, too, and for a reason of their own
+        except Unavailable as error:
+            if error.status != 404:
+                raise
+            return points  # a server that is too old for the question
 
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         """Store params, at most `PARAMS_PER_REQUEST`; a changed one refuses them all."""
