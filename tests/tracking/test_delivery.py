@@ -758,6 +758,34 @@ def test_a_server_gets_no_point_of_a_large_run_again(
         proxy.expect_each_once(config, 3000)
 
 
+@pytest.mark.server
+def test_of_a_run_that_was_deleted_not_each_record_is_asked_for(
+    server: Server, experiment: str, home: Path, mlflow_client: Callable[[str], MlflowClient]
+) -> None:
+    """An exit waited 3 seconds for a request or two per record; restored, the run takes what comes then."""
+    with FaultyProxy(server.uri) as proxy:
+        config = MLflowConfig(tracking_uri=proxy.uri, experiment_name=experiment, delivery="offline")
+        run = record(config, 10)
+        delivery, sink = (
+            RunDelivery(Home(home), Home(home).run(run.uid)),
+            MlflowSink(Destination(proxy.uri, proxy.uri)),
+        )
+        delivery.deliver(sink)
+        mlflow_client(server.uri).delete_run(str(delivery.state.run_id))
+        for step in range(10, 500):
+            run.log_metrics({"a": step, "b": step}, step=step)
+        run.log_params({f"param-{number}": number for number in range(50)})
+        requests, delivered = len(proxy.requests), delivery.state.delivered
+        delivery.deliver(sink)
+        assert len(proxy.requests) - requests < 10
+        assert (980 + 50, delivered) == (delivery.state.refused, delivery.state.delivered)
+        assert all("active" in letter["reason"] for letter in dead_letters(Home(home), run.uid))
+        mlflow_client(server.uri).restore_run(str(delivery.state.run_id))
+        run.log_metrics({"a": 500}, step=500)
+        delivery.deliver(sink)
+        assert 500 == only_run(config.replace(tracking_uri=server.uri)).data.metrics["a"]
+
+
 def test_what_was_done_long_ago_is_forgotten(home: Path, deliver: Deliver, config: MLflowConfig) -> None:
     """The record of a finished run keeps its local id resolving for a while, not for ever."""
     runs = [open_run(config) for _ in "ab"]

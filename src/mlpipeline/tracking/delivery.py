@@ -474,7 +474,7 @@ class RunDelivery:
         """
         parcel = self._parcel or _Parcel()
         try:
-            refused = self._sent(items, send)
+            refused = self._sent(sink, items, send)
         except Unavailable as error:
             parcel.failures += error.is_failure
             if not error.is_failure or parcel.failures < _POISONOUS_FAILURES:
@@ -484,16 +484,31 @@ class RunDelivery:
         return refused
 
     def _sent(
-        self, items: Sequence[tuple[_T, Any]], send: Callable[[Sequence[tuple[_T, Any]]], None]
+        self,
+        sink: MlflowSink,
+        items: Sequence[tuple[_T, Any]],
+        send: Callable[[Sequence[tuple[_T, Any]]], None],
+        *,
+        is_run_there: bool = False,
     ) -> dict[_T, str]:
         try:
             send(items)
         except Refused as refused:
-            if len(items) == 1:
-                return {items[0][0]: str(refused)}
-            half = len(items) // 2
-            return {**self._sent(items[:half], send), **self._sent(items[half:], send)}
+            # Of a run that was deleted everything is refused: one by one that is two requests for each record.
+            if len(items) == 1 or not (is_run_there or self._is_run_there(sink)):
+                return {key: str(refused) for key, _ in items}
+            first, last = _halves(items)[::-1]
+            return {
+                **self._sent(sink, first, send, is_run_there=True),
+                **self._sent(sink, last, send, is_run_there=True),
+            }
         return {}
+
+    def _is_run_there(self, sink: MlflowSink) -> bool:
+        try:
+            return bool(sink.get_run(str(self.state.run_id)).info.lifecycle_stage == "active")
+        except Refused:
+            return False
 
     def _bisected(
         self,
@@ -514,7 +529,7 @@ class RunDelivery:
         while waiting:
             piece = waiting.pop()
             try:
-                found = self._sent(piece, send)
+                found = self._sent(sink, piece, send, is_run_there=True)
                 has_passed |= len(found) < len(piece)
             except Unavailable as again:
                 if not again.is_failure:
