@@ -72,7 +72,7 @@ _LARGE_RUN = 20_000
 `MlflowSink.log_points`."""
 
 _AHEAD_AT_MOST = 20_000
-"""So many points stored ahead of their turn are remembered, in 4 MB; then none goes ahead."""
+"""So many points stored ahead of their turn are remembered, in 7 MB; then none goes ahead."""
 
 _T = TypeVar("_T")
 
@@ -202,14 +202,14 @@ class RunDelivery:
         for reader in self._readers.values():
             if reader.behind_bytes() > _FAR_BYTES:
                 latest = reader.latest_points().values()
-                new = [point for point in latest if _identity(point) not in self._ahead]
+                new = [point for point in latest if point.identity not in self._ahead]
                 if not self.state.is_ahead:
                     with self.keeping():
                         self.state.is_ahead = True
                 try:
                     for piece in chunks(new, METRICS_PER_REQUEST):
                         sink.log_points(str(self.state.run_id), piece)
-                        self._ahead.update(map(_identity, piece))
+                        self._ahead.update(point.identity for point in piece)
                 except Refused:
                     return
                 except Unavailable as error:
@@ -423,14 +423,14 @@ class RunDelivery:
 
         while parcel.points:
             piece = list(enumerate(parcel.points[:METRICS_PER_REQUEST]))
-            new = [item for item in piece if _identity(item[1]) not in self._ahead] if self._ahead else piece
+            new = [item for item in piece if item[1].identity not in self._ahead] if self._ahead else piece
             try:
                 refused = self._send_or_split(sink, new, send) if new else {}
             except Unavailable as error:
                 self._is_in_doubt |= error.is_unclear
                 raise
             if self._ahead:
-                self._ahead.difference_update([_identity(point) for _, point in piece])
+                self._ahead.difference_update([point.identity for _, point in piece])
             for index, point in piece:
                 if index in refused:
                     self.bury("metric", _content(point), refused[index])
@@ -801,11 +801,6 @@ class RunDelivery:
 def _halves(items: Sequence[_T]) -> list[Sequence[_T]]:
     half = len(items) // 2
     return [items[half:], items[:half]] if half else [items]
-
-
-def _identity(point: Point) -> tuple[Any, ...]:
-    """Return what tells a point from others of its run; NaN itself would equal nothing."""
-    return point.key, point.step, point.timestamp_ms, repr(point.value)
 
 
 def _content(point: Point) -> dict[str, Any]:

@@ -117,6 +117,11 @@ class Point(NamedTuple):
     timestamp_ms: int
     step: int
 
+    @property
+    def identity(self) -> tuple[str, int, int, str]:
+        """What MLflow tells a point of a run from others by; NaN itself would equal nothing."""
+        return self.key, self.step, self.timestamp_ms, repr(self.value)
+
 
 def preamble(version: int = FORMAT_VERSION) -> bytes:
     """Return the first bytes of a segment."""

@@ -45,12 +45,11 @@ from mlflow.utils.request_utils import augmented_raise_for_status
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 
 from mlpipeline.tracking.destination import Delay
+from mlpipeline.tracking.records import Point
 from mlpipeline.tracking.verdicts import Unavailable, retry_after_s
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from mlpipeline.tracking.records import Point
 
 REQUEST_TIMEOUT_S = 30
 
@@ -172,16 +171,12 @@ def missing_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -
     for point in points:
         steps.setdefault(point.key, []).append(point.step)
     store: _Tracking = client._tracking_client.store  # noqa: SLF001 - MLflow has no public way to it
-    there = set()
+    there: set[tuple[str, int, int, str]] = set()
     for key, of_key in steps.items():
         content = {"run_ids": [run_id], "metric_key": key, "start_step": min(of_key), "end_step": max(of_key)}
         found = store._call_endpoint(GetMetricHistoryBulkInterval, json.dumps(content))  # noqa: SLF001 - the same
-        there |= {(key, one.step, one.timestamp, repr(one.value)) for one in found.metrics}
-    return [
-        point
-        for point in points
-        if (point.key, point.step, point.timestamp_ms, repr(point.value)) not in there
-    ]
+        there |= {Point(key, one.value, one.timestamp, one.step).identity for one in found.metrics}
+    return [point for point in points if point.identity not in there]
 
 
 def _in_json(value: float) -> float | str:
