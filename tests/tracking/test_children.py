@@ -673,25 +673,62 @@ def test_after_its_parents_end_it_has_a_journal_of_its_own(
     assert [] == left(home)
 
 
-def test_a_disk_that_refuses_is_told_and_counted(tmp_path: Path, store_uri: str) -> None:
-    """RLIMIT_FSIZE stands for the full disk: no exception, no half of a journal."""
-    code = """
+_ON_A_FULL_DISK = """
 import os, resource, signal, sys
 from mlpipeline import MLflowConfig
 from mlpipeline.tracking.opening import open_child, open_run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-parent = open_run(MLflowConfig(tracking_uri=sys.argv[1], delivery="offline"))
-limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
-child = open_child(parent, "child-0", is_over=True)
-child.log_metrics({"loss": 0.5, "acc": 0.5}, 0)
-child.end()
-resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-print(child.counts().dropped, parent.counts().dropped, os.listdir(parent.home.path / "runs" / "child-0"))
+where = {"tracking_uri": sys.argv[1], "experiment_name": sys.argv[2]}
+parent = open_run(MLflowConfig(**where, run_name="parent", delivery="offline"))
+room = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (room[0] if sys.argv[4] == "is over" else 100, room[1]))
+children = [open_child(parent, f"child-{number}", is_over=sys.argv[4] == "is over") for number in range(3)]
+resource.setrlimit(resource.RLIMIT_FSIZE, room)
+if sys.argv[3] == "the parent ended before":
+    parent.end()
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, room[1]))
+for child in children:
+    child.log_metrics({"loss": 0.5, "acc": 0.5}, 0)
+    child.end()
+    print(child.counts().dropped, os.path.exists(parent.home.path / "runs" / child.uid))
+print(parent.counts().dropped)
+resource.setrlimit(resource.RLIMIT_FSIZE, room)
+parent.end()
 """
+
+
+@pytest.mark.parametrize("child", ["is over", "is recorded as it goes"])
+@pytest.mark.parametrize(
+    ("parent", "counted", "told"),
+    [
+        # Two points and an end of each; who reads the parent's run learns of them.
+        ("is there", 9, ["cannot write the journal in", "9 records of run"]),
+        # Nobody is left who could say so later.
+        ("the parent ended before", 0, [f"run child-{number}" for number in range(3)]),
+    ],
+)
+def test_a_disk_that_refuses_is_told_and_counted(
+    parent: str, counted: int, told: list[str], child: str, config: MLflowConfig, home: Path, deliver: Deliver
+) -> None:
+    """RLIMIT_FSIZE stands for the full disk: no exception, no half of a journal, one warning for all of a search."""
+    given = [config.tracking_uri, config.experiment_name, parent, child]
     done = subprocess.run(
-        [sys.executable, "-c", code, store_uri], capture_output=True, check=True, text=True, timeout=60
+        [sys.executable, "-c", _ON_A_FULL_DISK, *map(str, given)],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
     )
-    assert "3 0 []\n" == done.stdout
-    assert "cannot write the journal of run child-0" in done.stderr
-    assert children.is_kept(Home(tmp_path), "child-0", "any") is False
+    assert ["3 False"] * 3 + [str(counted)] == done.stdout.splitlines()
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("mlpipeline: ")]
+    if (parent, child) == ("the parent ended before", "is recorded as it goes"):
+        told = ["cannot write the journal in", *told]  # while the parent was there
+    assert len(told) == len(lines), done.stderr
+    assert all(words in line for words, line in zip(told, lines, strict=True)), done.stderr
+    assert children.is_kept(Home(home), "child-0", "any") is False
+    deliver()
+    runs = runs_of(config)
+    assert {"parent"} == set(runs)
+    assert str(counted) == runs["parent"].data.tags.get("mlpipeline.dropped", "0")
+    assert counted == account_of(Home(home), runs["parent"].data.tags["mlpipeline.uid"]).counts.dropped
+    assert [] == left(home)

@@ -256,6 +256,23 @@ def test_a_home_that_cannot_be_written_is_told_once_and_counted(
     assert 1 == sum("cannot write the journal" in record.message for record in caplog.records)
 
 
+def test_what_a_journal_could_not_say_the_next_one_of_its_run_says(tmp_path: Path) -> None:
+    """The disk was full when the run ended, and has room when it is taken up again."""
+    (tmp_path / "file").write_text("")
+    home = Home(tmp_path / "file" / "h")
+    writer = JournalWriter(home, "run", HEADER)
+    assert not writer.append_metrics(("a", "b"), [1.0, 2.0], 0, 1)
+    writer.close()
+    (tmp_path / "file").unlink()
+    (tmp_path / "file").mkdir()
+    writer.reopen(HEADER)
+    assert writer.append(Kind.TAGS, {"tags": {}})
+    writer.close()
+    reader = JournalReader(writer.folder, writer.name)
+    frames = reader.read(is_final=True)
+    assert [{"count": 2}] == [frame.json() for frame in frames if frame.kind is Kind.DROPPED]
+
+
 def test_a_full_disk_leaves_no_torn_frame_and_the_count_of_what_it_cost(tmp_path: Path) -> None:
     """RLIMIT_FSIZE stands for the full disk: whole frames only, and the drops are told when space is back."""
     code = f"""
@@ -524,6 +541,7 @@ def _counted(points: list[Point]) -> dict[str, int]:
 def test_a_journal_of_what_is_past_asks_for_no_disk(is_durable, tmp_path, monkeypatch):
     """A fold or a trial is recorded in one go, and by the hundred."""
     synced = []
+    durability.finish()  # what earlier tests asked for
     monkeypatch.setattr(os, "fdatasync", synced.append)
     writer = JournalWriter(Home(tmp_path / "home"), new_uid(), HEADER, is_durable=is_durable)
     writer.open()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlpipeline.tracking.home import Home
+    from mlpipeline.tracking.journal import JournalWriter
     from mlpipeline.tracking.records import Frame
 
 logger = logging.getLogger("mlpipeline")
@@ -51,23 +52,32 @@ class ChildJournal:
     """Collects what a run recorded that is over, and appends it to its parent's journal when it is closed.
 
     Nothing is on the disk before that. What the parent's journal cannot take becomes a journal of its
-    own; what the disk refuses is counted in `dropped`.
+    own; what the disk refuses is counted in `dropped`, and as the parent's: nothing is left of the
+    child that could say so.
 
     Args:
         home: The journal home.
         uid: Our name of the run.
         header: What the courier must know of it.
         append: Appends a CHILD record to the parent's journal, see `JournalWriter.append_child`.
+        above: The parent's journal; None if it has none.
     """
 
     def __init__(
-        self, home: Home, uid: str, header: Mapping[str, Any], *, append: Callable[[bytes], str | None]
+        self,
+        home: Home,
+        uid: str,
+        header: Mapping[str, Any],
+        *,
+        append: Callable[[bytes], str | None],
+        above: JournalWriter | None,
     ) -> None:
         self.dropped = 0
         self._home = home
         self._uid = uid
         self._header = dict(header)
         self._append = append
+        self._above = above
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._axes = Axes()
@@ -137,7 +147,11 @@ class ChildJournal:
             keep(self._home, segment)
         except (OSError, ConfigError) as error:
             self.dropped += count_of(content)
-            logger.warning("cannot write the journal of run %s: %s", self._uid, error)
+            if self._above is not None and self._above.take_over(self.dropped):
+                self._above.tell(error)
+            else:
+                problem = "cannot write the journal of run %s: %s; %d records are lost"
+                logger.warning(problem, self._uid, error, self.dropped)
 
     def waiting(self) -> int:
         """Return how many of its records the parent's journal still holds for it."""
@@ -259,6 +273,7 @@ def keep(home: Home, segment: Segment) -> None:
                 raise
         except OSError:
             part.unlink(missing_ok=True)
+            folder.remove_if_empty()
             raise
         else:
             return

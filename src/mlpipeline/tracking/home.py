@@ -352,6 +352,11 @@ class RunFolder:
         """
         make_folder(self.path)
 
+    def remove_if_empty(self) -> None:
+        """Take the folder away where the disk took nothing of the run; whoever comes makes it again."""
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
     def writers(self) -> dict[str, list[int]]:
         """Return, per writer, the numbers of its segments, ascending."""
         found: dict[str, list[int]] = {}

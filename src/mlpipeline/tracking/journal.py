@@ -18,6 +18,7 @@ journal as soon as it can be written again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -207,6 +208,9 @@ class JournalWriter:
         header: What the courier must know of the run; repeated at the start of every segment.
         segment_bytes: Size from which on a new segment is begun.
         is_durable: Start and synced records survive a power cut a moment after they are written.
+        above: The journal of the run that this one is under. While it is open it speaks for this one, for a
+            search has runs by the hundred: it tells of the disk, once, and counts what this one dropped
+            and has no place to say.
     """
 
     def __init__(
@@ -217,6 +221,7 @@ class JournalWriter:
         *,
         segment_bytes: int = SEGMENT_BYTES,
         is_durable: bool = True,
+        above: JournalWriter | None = None,
     ) -> None:
         self.home = home
         self.folder: RunFolder = home.run(uid)
@@ -224,6 +229,7 @@ class JournalWriter:
         self._header = dict(header)
         self._segment_bytes = segment_bytes
         self._is_durable = is_durable
+        self._above = above
         self._told: set[str] = set()
         self._begin()
         _writers.add(self)
@@ -270,7 +276,7 @@ class JournalWriter:
                     self.home.create()
         except (OSError, ConfigError) as error:
             self._reopen_at_s = time.monotonic() + _REOPEN_EVERY_S
-            self._tell(f"cannot write the journal in {self.home.path}: {error}")
+            self.tell(error)
             return False
         return True
 
@@ -287,7 +293,7 @@ class JournalWriter:
         start = records.preamble() + records.json_frames(twice, Kind.RUN, header)
         try:
             if os.write(descriptor, start) != len(start):
-                raise OSError("the disk is full")
+                raise _full()
         except OSError:
             os.close(descriptor)
             path.unlink(missing_ok=True)
@@ -332,7 +338,7 @@ class JournalWriter:
             return None
         with self._lock:
             sequence = next(self._sequence)
-            # Nothing of this run is lost if it cannot be written: the child sees to itself then.
+            # Not a drop yet if it cannot be written: the child sees to itself then, see `take_over`.
             is_written = self._write(records.payload_frame(sequence, Kind.CHILD, payload), 0)
             return child_name(self.name, sequence) if is_written else None
 
@@ -411,7 +417,7 @@ class JournalWriter:
             try:
                 self._open_segment()
             except OSError as error:
-                self._tell(f"cannot begin a new segment in {self.folder.path}: {error}")
+                self.tell(error)
                 return False
         return True
 
@@ -428,7 +434,7 @@ class JournalWriter:
         try:
             written = os.write(self._descriptor, frame)
         except OSError as error:
-            self._tell(f"cannot write the journal in {self.folder.path}: {error}")
+            self.tell(error)
             return self._drop(count)
         if written != size:
             # Back to the last whole frame, or the next one would stand behind half a frame.
@@ -436,7 +442,7 @@ class JournalWriter:
                 os.ftruncate(self._descriptor, self._size)
             except OSError:
                 self._size += written  # a reader takes it for damage, and finds what comes behind
-            self._tell(f"cannot write the journal in {self.folder.path}: the disk is full")
+            self.tell(_full())
             return self._drop(count)
         self._size += size
         self._untold_drops = 0
@@ -452,10 +458,38 @@ class JournalWriter:
         self._untold_drops += count
         return False
 
-    def _tell(self, problem: str) -> None:
-        if problem not in self._told:
+    def take_over(self, count: int) -> bool:
+        """Count as this journal's what was dropped of a run under this one, which cannot say so itself.
+
+        Args:
+            count: How many records.
+
+        Returns:
+            Whether this journal can: it is not closed.
+        """
+        with self._lock:
+            if not self._is_closed:
+                self._drop(count)
+            return not self._is_closed
+
+    def tell(self, error: Exception) -> bool:
+        """Say once per cause that the disk does not take what is recorded.
+
+        Returns:
+            Whether this journal speaks: it is not closed.
+        """
+        if self._above is not None and self._above.tell(error):
+            return True
+        if self._is_closed:
+            return False
+        # Without the file: each run has others, and the cause is the same.
+        problem = f"cannot write the journal in {self.home.path}: {getattr(error, 'strerror', None) or error}"
+        with self._lock:
+            is_new = problem not in self._told
             self._told.add(problem)
+        if is_new:
             logger.warning("%s. Training goes on; records are dropped and counted meanwhile.", problem)
+        return True
 
     # --- ending ----------------------------------------------------------------------------------
 
@@ -465,7 +499,7 @@ class JournalWriter:
             try:
                 durability.sync(self._descriptor)
             except OSError as error:
-                self._tell(f"cannot sync the journal in {self.folder.path}: {error}")
+                self.tell(error)
 
     def touch(self) -> None:
         """Show other hosts that this writer lives."""
@@ -474,20 +508,33 @@ class JournalWriter:
     def close(self) -> None:
         """End the journal; its lock is freed, and later records are dropped."""
         with self._lock:
-            self._is_closed = True
+            was_closed, self._is_closed = self._is_closed, True
             # In this order: whoever forks or interrupts between the two must not find a closed one here.
             descriptor, self._descriptor = self._descriptor, -1
             _close(descriptor)
             liveness.release(self.folder.lock(self.name))
+            if not was_closed and self.dropped:
+                self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        if self._above is not None and self._above.take_over(self._untold_drops):
+            self._untold_drops = 0
+        else:
+            text = "%d records of run %s could not be written to disk"
+            logger.warning(text, self.dropped, self.folder.uid)
+        if not self._segment:
+            with contextlib.suppress(OSError):
+                self.folder.lock(self.name).unlink(missing_ok=True)
+            self.folder.remove_if_empty()
 
     def reopen(self, header: Mapping[str, Any]) -> None:
-        """Begin another journal of the same run, after `close`."""
+        """Begin another journal of the same run, after `close`; it says what that one dropped and could not say."""
         with self._lock:
             if self._is_closed:
                 self._header = dict(header)
-                dropped = self.dropped
+                untold = self._untold_drops
                 self._begin()
-                self.dropped = dropped
+                self._untold_drops = untold
 
     def ends(self) -> dict[str, list[int]]:
         """Return where the journal ends now, as `RunFolder.ends` does; nothing where it holds nothing."""
@@ -572,6 +619,10 @@ def attached_journal(home: Home, uid: str, header: Mapping[str, Any], holder: ob
         while len(_recent) > _KEPT_OPEN:
             del _recent[next(iter(_recent))]
         return journal
+
+
+def _full() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _close(descriptor: int) -> None:

@@ -211,11 +211,12 @@ def open_child(
         run.set_tags(run_tags)
         return run
     journal: Journal
+    above = found if isinstance(found := parent._journal, JournalWriter) else None  # noqa: SLF001
     if is_over:
         append = parent._append_child  # noqa: SLF001
-        journal = children.ChildJournal(home, uid, header, append=append)
+        journal = children.ChildJournal(home, uid, header, append=append, above=above)
     else:
-        journal = JournalWriter(home, uid, header, is_durable=False)
+        journal = JournalWriter(home, uid, header, is_durable=False, above=above)
     run = Run(config, uid, header, journal=journal, home=home)
     # No look for the courier: the parent's open journal keeps it here.
     journal.open()

@@ -740,10 +740,6 @@ class Run:
                 else:
                     self._journal.close()
             self._status = status
-        if self._journal is not None and self._journal.dropped:
-            logger.warning(
-                "%d records of run %s could not be written to disk", self._journal.dropped, self.uid
-            )
 
     def _end_sampling(self, journal: Journal) -> None:
         """Record the last values of what was left out, and how much that was."""
