@@ -381,12 +381,16 @@ class Stage:
 
     def run(self):
         """The run, as plain MLflow has it now; None where there is none, or no server."""
+        found = self.runs()
+        return found[0] if found else None
+
+    def runs(self):
+        """The run and those under it."""
         from mlflow import MlflowClient
 
         client = MlflowClient(self.plain_uri, self.plain_uri)
         experiment = client.get_experiment_by_name(self.name)
-        found = client.search_runs([experiment.experiment_id]) if experiment else []
-        return found[0] if found else None
+        return list(client.search_runs([experiment.experiment_id])) if experiment else []
 
     def await_points(self, count):
         """Wait until so many steps of the run are in MLflow, and return the run."""
@@ -456,9 +460,9 @@ class Stage:
         return sum(map(int, found))
 
     def tagged(self):
-        """How many were dropped, as the run itself says in MLflow."""
-        run = self.run()
-        return int(run.data.tags.get("mlpipeline.dropped", 0)) if run is not None else None
+        """How many were dropped, as the run and those under it say in MLflow; None without a run."""
+        runs = self.runs()
+        return sum(int(run.data.tags.get("mlpipeline.dropped", 0)) for run in runs) if runs else None
 
     def couriers(self):
         """Process ids of the couriers of this home that live."""
@@ -502,6 +506,7 @@ def attempt(bench, scenario, integration):
         found = stage.look()
         letters = pictures.letters(stage.seen_home)
         dropped, tagged = stage.dropped(), stage.tagged() if scenario.drops else None
+        delivered = sum(state.delivered for state in stage.states())
         refused = sum(account.counts.refused for account in stage.account())
         taken_back, stored = stage.taken_back, stage.stored_files()
     whole = reference.picture.facts
@@ -513,9 +518,10 @@ def attempt(bench, scenario, integration):
         # A server takes a file for a run that it does not know any more: there it stands, delivered.
         lost -= Counter({("artifact",): stored - taken_back["artifact",]})
     if scenario.drops:
-        # Without any disk it is counted record by record, and no version without its model.
+        # A run that is lost whole is counted record by record, and no version without its model.
         versions = sum(count for fact, count in must.items() if fact[0] == "version")
-        if dropped == (lost.total() if scenario.status else reference.delivered - versions):
+        by_record = reference.delivered - delivered - (0 if scenario.status else versions)
+        if dropped == (by_record if lost["run",] else lost.total()):
             lost = Counter()
     own_s = (
         0.0
