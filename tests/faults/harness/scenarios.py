@@ -512,7 +512,8 @@ SCENARIOS = (
         "Disk full for 2 s",
         "A disk of 2 MB that holds the journals is filled up in the middle of the training, and freed.",
         full_for_a_while,
-        ("tracker", "lightning", "optuna", "keras"),
+        # The others write less than a page meanwhile, which tmpfs may have free; a quota meets each write.
+        ("tracker", "optuna"),
         drops=True,
         fluent="store's disk: crash, 29 of 40 lost, RUNNING",
     ),

@@ -270,7 +270,10 @@ class Stage:
 
     @property
     def _prefix(self):
-        return self.disk.prefix if self.disk else []
+        if self.disk is None or not self.disk.prefix:
+            return []
+        # Who enters a mount namespace stands in its root, and would leave checkpoints there.
+        return [*self.disk.prefix, "env", f"--chdir={self.folder / 'cwd'}"]
 
     @property
     def seen_home(self):
