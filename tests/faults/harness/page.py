@@ -37,6 +37,8 @@ def render(found, page):
     lines = []
     for scenario in SCENARIOS:
         kept = dict(zip(ALL, before.get(scenario.title, []), strict=False))
+        # What is not tried any more goes.
+        kept = {name: cell for name, cell in kept.items() if name in scenario.integrations}
         tried = [rows.get((scenario.key, name), kept.get(name, "")) for name in ALL]
         lines.append([scenario.title, *tried, scenario.fluent, scenario.theirs])
     figures = {_key(title): [title, *text] for title, text in before.items() if len(text) == 1}
