@@ -704,7 +704,7 @@ parent.end()
         # Two points and an end of each; who reads the parent's run learns of them.
         ("is there", 9, ["cannot write the journal in", "9 records of run"]),
         # Nobody is left who could say so later.
-        ("the parent ended before", 0, [f"run child-{number}" for number in range(3)]),
+        ("the parent ended before", 0, [f"of run child-{number}" for number in range(3)]),
     ],
 )
 def test_a_disk_that_refuses_is_told_and_counted(
@@ -723,6 +723,8 @@ def test_a_disk_that_refuses_is_told_and_counted(
     lines = [line for line in done.stderr.splitlines() if not line.startswith("mlpipeline: ")]
     if (parent, child) == ("the parent ended before", "is recorded as it goes"):
         told = ["cannot write the journal in", *told]  # while the parent was there
+    elif parent == "the parent ended before":
+        told = [f"cannot write the journal {of}" for of in told]
     assert len(told) == len(lines), done.stderr
     assert all(words in line for words, line in zip(told, lines, strict=True)), done.stderr
     assert children.is_kept(Home(home), "child-0", "any") is False

@@ -12,7 +12,7 @@ critical section; the lock is re-entrant, because a signal handler may log while
 inside, and is made anew in a forked child, which writes a journal of its own.
 
 What the disk refuses is not kept in memory: it is counted, told once, and the count goes into the
-journal as soon as it can be written again.
+journal as soon as it can be written again, or into that of the run above.
 """
 
 from __future__ import annotations
@@ -515,6 +515,8 @@ class JournalWriter:
             liveness.release(self.folder.lock(self.name))
             if not was_closed and self.dropped:
                 self._tell_dropped()
+                if not self._segment:
+                    self._leave_nothing()
 
     def _tell_dropped(self) -> None:
         if self._above is not None and self._above.take_over(self._untold_drops):
@@ -522,10 +524,12 @@ class JournalWriter:
         else:
             text = "%d records of run %s could not be written to disk"
             logger.warning(text, self.dropped, self.folder.uid)
-        if not self._segment:
-            with contextlib.suppress(OSError):
-                self.folder.lock(self.name).unlink(missing_ok=True)
-            self.folder.remove_if_empty()
+
+    def _leave_nothing(self) -> None:
+        """Take away the lock of a journal of which the disk took nothing: nobody would, and `status` would list it."""
+        with contextlib.suppress(OSError):
+            self.folder.lock(self.name).unlink(missing_ok=True)
+        self.folder.remove_if_empty()
 
     def reopen(self, header: Mapping[str, Any]) -> None:
         """Begin another journal of the same run, after `close`; it says what that one dropped and could not say."""
