@@ -7,6 +7,7 @@ back. Each block with a recorder is held against the mean of its two neighbours 
     python benchmarks/lightning.py                  # short blocks: the cost on the training thread
     python benchmarks/lightning.py --block 600      # long blocks: delivery meanwhile is paid too
     python benchmarks/lightning.py --only sqlite csv tensorboard wandb dvclive mlflowlogger    # beside its loggers
+    python benchmarks/lightning.py --only empty deaf write sqlite    # what is Lightning's of it, and the kernel's
 
 Work: an MLP at batch 32 with hidden layers of 64, as many as make a step of --step-ms here, one torch
 thread, four metrics logged at every step.
@@ -100,6 +101,22 @@ class Deaf(Logger):
 
     def log_hyperparams(self, *args, **kwargs) -> None:
         """Do nothing."""
+
+
+class Writing(Deaf):
+    """A logger that writes as many bytes as ours at each step, and does nothing else: the price of one system call.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def log_metrics(self, metrics, step=None) -> None:
+        """Write."""
+        os.write(self.descriptor, b"x" * 91)
 
 
 def tensorboard(folder: Path) -> object:
@@ -300,12 +317,12 @@ def main() -> None:
     parser.add_argument(
         "--only",
         nargs="*",
-        help="recorders, of: none empty deaf csv sqlite server mlflowlogger tensorboard wandb dvclive",
+        help="recorders, of: none empty deaf write csv sqlite server mlflowlogger tensorboard wandb dvclive",
     )
     parser.add_argument("--json", type=lambda text: Path(text).absolute(), help="also write the figures here")
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
-    only = options.only or ["none", "empty", "csv", "sqlite", "server"]
+    only = options.only or ["none", "empty", "deaf", "write", "csv", "sqlite", "server"]
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -326,6 +343,7 @@ def main() -> None:
         "none": Recorder,  # what the method itself reads
         "empty": lambda: Recorder([Empty()]),
         "deaf": lambda: Recorder([Empty()], [Deaf()]),
+        "write": lambda: Recorder([Empty()], [Writing(folder / "written")]),
         "csv": lambda: Recorder(loggers=[CSVLogger(folder / "csv")]),
         "sqlite": lambda: ours(store),
         "server": lambda: ours(uri),

@@ -87,6 +87,14 @@ CLAIMS = (
     Claim(
         "Lightning to SQLite, more per step", "lightning", f"sqlite, {SHORT}", "extra us per step", 60, "us"
     ),
+    *(
+        Claim(f"{what}, more per step", "lightning", f"{way}, {SHORT}", "extra us per step", None, "us")
+        for what, way in (
+            ("an empty callback", "empty"),
+            ("an empty callback and a logger that does nothing", "deaf"),
+            ("an empty callback and a logger that writes 91 bytes", "write"),
+        )
+    ),
     Claim(
         "Lightning to SQLite, blocks of 600 steps",
         "lightning-long",
