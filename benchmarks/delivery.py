@@ -25,7 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE), str(HERE)]
 
-from figures import Figures
+from figures import Figures, Stopwatch
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
@@ -49,11 +49,11 @@ with MLflowTracker(tracking_uri=sys.argv[1], experiment_name="courier") as track
 """
 
 
-def sent_by_mlflow(client: MlflowClient, points: int) -> float:
-    """Return the seconds that MLflow's own call takes."""
+def sent_by_mlflow(client: MlflowClient, points: int) -> tuple[float, float]:
+    """Return the seconds, and those of the processor, that MLflow's own call takes."""
     run_id = client.create_run(client.get_experiment_by_name("rate").experiment_id).info.run_id
     now_ms = time.time_ns() // 1_000_000
-    began_s = time.perf_counter()
+    watch = Stopwatch()
     for start in range(0, points // 4, 250):
         metrics = [
             Metric(key, step / 7, now_ms + step, step)
@@ -61,20 +61,20 @@ def sent_by_mlflow(client: MlflowClient, points: int) -> float:
             for key in ("loss", "acc", "lr", "norm")
         ]
         client.log_batch(run_id, metrics)
-    return time.perf_counter() - began_s
+    return watch.read()
 
 
-def delivered(home: Home, config: MLflowConfig, points: int) -> float:
-    """Return the seconds from a whole journal to all of it in MLflow."""
+def delivered(home: Home, config: MLflowConfig, points: int) -> tuple[float, float]:
+    """Return the seconds, and those of the processor, from a whole journal to all of it in MLflow."""
     run = open_run(config)
     for step in range(points // 4):
         run.log_metrics({"loss": step / 7, "acc": step / 7, "lr": step / 7, "norm": step / 7}, step=step)
     run.end()
-    began_s = time.perf_counter()
+    watch = Stopwatch()
     send_all(home)
-    took_s = time.perf_counter() - began_s
+    took = watch.read()
     assert run.is_delivered()
-    return took_s
+    return took
 
 
 def rates(uri: str, home: Home, points: int, rounds: int, figures: Figures) -> None:
@@ -89,13 +89,14 @@ def rates(uri: str, home: Home, points: int, rounds: int, figures: Figures) -> N
             (theirs, lambda: sent_by_mlflow(client, points)),
         ]
         for kept, measure in order if number % 2 else reversed(order):
-            took_s = measure()
+            took = measure()
             if number:
-                kept.append(points / took_s)
+                kept.append([points / seconds for seconds in took])
     name = "server" if uri.startswith("http") else "sqlite"
-    figures.add(name, "delivered metrics per second", ours)
-    figures.add(name, "metrics per second by log_batch(1000)", theirs)
-    figures.add(name, "rate, ratio to log_batch(1000)", [a / b for a, b in zip(ours, theirs)])
+    ratios = [[a / b for a, b in zip(one, other)] for one, other in zip(ours, theirs)]
+    figures.add(name, "delivered metrics per second", *map(list, zip(*ours)))
+    figures.add(name, "metrics per second by log_batch(1000)", *map(list, zip(*theirs)))
+    figures.add(name, "rate, ratio to log_batch(1000)", *map(list, zip(*ratios)))
 
 
 def one_metric(uri: str, requests: int, figures: Figures) -> None:
@@ -105,18 +106,20 @@ def one_metric(uri: str, requests: int, figures: Figures) -> None:
     """
     client, sink = MlflowClient(uri, uri), MlflowSink(Destination(uri, uri))
     run_id = client.create_run("0").info.run_id
-    now_ms, took_ms = time.time_ns() // 1_000_000, {"ours": [], "log_batch": []}
+    took: dict[str, list[tuple[float, float]]] = {"ours": [], "log_batch": []}
+    now_ms = time.time_ns() // 1_000_000
     for step in range(requests):
         ways = {
             "ours": lambda step=step: sink.log_points(run_id, [Point("ours", 0.5, now_ms, step)]),
             "log_batch": lambda step=step: client.log_batch(run_id, [Metric("theirs", 0.5, now_ms, step)]),
         }
         for name, send in ways.items():
-            began_s = time.perf_counter()
+            watch = Stopwatch()
             send()
-            took_ms[name].append((time.perf_counter() - began_s) * 1000)
-    for name, values in took_ms.items():
-        figures.add(f"server, {name}", "ms for a request with one metric", values[5:])
+            took[name].append(watch.read())
+    for name, values in took.items():
+        ms, cpu_ms = ([seconds * 1000 for seconds in column] for column in zip(*values[5:]))
+        figures.add(f"server, {name}", "ms for a request with one metric", ms, cpu_ms)
 
 
 def repeated(uri: str, points: int, figures: Figures) -> None:
@@ -137,14 +140,14 @@ def repeated(uri: str, points: int, figures: Figures) -> None:
         "ours": lambda: sink.log_points(run_id, piece, are_in_doubt=True),
         "log_batch": lambda: client.log_batch(run_id, entities),
     }
-    took_s = {"ours": [], "log_batch": []}
+    took: dict[str, list[tuple[float, float]]] = {"ours": [], "log_batch": []}
     for _ in range(5):
         for name, send in ways.items():
-            began_s = time.perf_counter()
+            watch = Stopwatch()
             send()
-            took_s[name].append(time.perf_counter() - began_s)
-    for name, values in took_s.items():
-        figures.add(f"server, {name}", "s for a request that it has", values)
+            took[name].append(watch.read())
+    for name, values in took.items():
+        figures.add(f"server, {name}", "s for a request that it has", *map(list, zip(*values)))
 
 
 def resident_mb(pid: int) -> float:

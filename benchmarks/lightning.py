@@ -259,14 +259,14 @@ class Blocks(pl.Callback):
                 found.append(block[column] / statistics.mean((before[column], after[column])))
         return found
 
-    def over(self, name: str, other: str) -> list[float]:
+    def over(self, name: str, other: str, column: int = 1) -> list[float]:
         """Return the ratio of each block of *name* over the one of *other* in the same round, each by its own `ratios`."""
-        return [a / b for a, b in zip(self.ratios(name), self.ratios(other), strict=True)]
+        return [a / b for a, b in zip(self.ratios(name, column), self.ratios(other, column), strict=True)]
 
-    def extra_us(self, name: str) -> list[float]:
+    def extra_us(self, name: str, column: int = 1) -> list[float]:
         """Return the extra microseconds per step of each block."""
         return [
-            block[1] - statistics.mean((before[1], after[1]))
+            block[column] - statistics.mean((before[column], after[column]))
             for before, block, after in zip(self.times, self.times[1:], self.times[2:])
             if block[0] == name
         ]
@@ -377,17 +377,17 @@ def main() -> None:
         ratios, extra = blocks.ratios(name), blocks.extra_us(name)
         low, middle, high = statistics.quantiles(ratios, n=4)
         least, most = interval(ratios)
-        cpu = statistics.median(blocks.ratios(name, 2))
-        found.add(f"{name}, {options.block} steps a block", "ratio to none", ratios)
-        found.add(f"{name}, {options.block} steps a block", "extra us per step", extra)
+        cpu, way = blocks.ratios(name, 2), f"{name}, {options.block} steps a block"
+        found.add(way, "ratio to none", ratios, cpu)
+        found.add(way, "extra us per step", extra, blocks.extra_us(name, 2))
         over = ""
         if "empty" in only and name not in ("none", "empty"):
             beside = blocks.over(name, "empty")
-            found.add(f"{name}, {options.block} steps a block", "ratio to an empty callback", beside)
+            found.add(way, "ratio to an empty callback", beside, blocks.over(name, "empty", 2))
             over = f"  {statistics.median(beside):.3f} over the empty one"
         print(
             f"{name:14} {middle:6.3f}  [{low:.3f}, {high:.3f}]  [{least:.3f}, {most:.3f}]"
-            f"  {statistics.median(extra):10.1f}  {cpu:10.3f}{over}"
+            f"  {statistics.median(extra):10.1f}  {statistics.median(cpu):10.3f}{over}"
         )
     found.write(options.json, "lightning")
     shutil.rmtree(folder, ignore_errors=True)

@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -26,7 +25,7 @@ sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE),
 
 import mlflow
 import mlflow.sklearn
-from figures import Figures
+from figures import Figures, Stopwatch
 from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
@@ -78,19 +77,19 @@ def log_models(figures: Figures, models, example, store: str, arrived: str, peer
         for _ in range(ROUNDS):
             run = open_run(config)
             run.wait(insist_s=30)
-            began = time.perf_counter()
+            watch = Stopwatch()
             run.log_model(model, input_example=example)
-            returned.append(time.perf_counter() - began)
+            returned.append(watch.read())
             run.end()
             run.wait(insist_s=60)
-            delivered.append(time.perf_counter() - began)
+            delivered.append(watch.read())
             with mlflow.start_run():
-                began = time.perf_counter()
+                watch = Stopwatch()
                 try:
                     mlflow.sklearn.log_model(model, name="model")
                 except mlflow.exceptions.MlflowException as error:
                     refusal = str(error).splitlines()[0][:80]
-                peer.append(time.perf_counter() - began)
+                peer.append(watch.read())
         if arrived == "in MLflow":
             show(figures, name, "ours, call returns", returned)
         show(figures, name, f"ours, {arrived} and run ended", delivered)
@@ -170,10 +169,11 @@ def import_beside(figures: Figures) -> None:
         )
 
 
-def show(figures: Figures, model: str, way: str, seconds: list[float], note: str = "") -> None:
+def show(figures: Figures, model: str, way: str, took: list[tuple[float, float]], note: str = "") -> None:
     """Print one row."""
+    seconds, cpu = map(list, zip(*took))
     middle = statistics.median(seconds)
-    figures.add(f"{model}, {way}", "seconds", seconds)
+    figures.add(f"{model}, {way}", "seconds", seconds, cpu)
     print(f"{model:18} {way:42} {middle:.3f} [{min(seconds):.3f}, {max(seconds):.3f}] {note}")
 
 

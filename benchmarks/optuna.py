@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE), str(HERE)]
 
 import optuna
-from figures import Figures
+from figures import Figures, Stopwatch
 
 KINDS = ("bare", "append", "ours", "ours decorated", "old", "old decorated")
 
@@ -40,14 +40,16 @@ class Timed:
     def __init__(self, function) -> None:
         self.function = function
         self.times_ms: list[float] = []
+        self.cpu_ms: list[float] = []
 
     def __call__(self, *args):
         """Call it."""
-        began_s = time.perf_counter()
+        began_s, began_cpu_s = time.perf_counter(), time.thread_time()
         try:
             return self.function(*args)
         finally:
             self.times_ms.append((time.perf_counter() - began_s) * 1000)
+            self.cpu_ms.append((time.thread_time() - began_cpu_s) * 1000)
 
 
 def quartiles(values: list[float]) -> str:
@@ -82,15 +84,17 @@ def study_of(kind: str, jobs: int, options: argparse.Namespace, store: str) -> d
     if kind.endswith("decorated"):
         objective = callback.track_in_mlflow()(objective)
     inside, after = Timed(objective), Timed(callback)
-    began_s = time.perf_counter()
+    watch = Stopwatch()
     study.optimize(
         inside, n_trials=options.trials, n_jobs=jobs, callbacks=[after] if callback is not None else None
     )
-    wall_ms = (time.perf_counter() - began_s) * 1000
+    wall_s, cpu_s = watch.read()
     # The first trial also opens the study's run.
     found = {
-        "wall": wall_ms / options.trials,
+        "wall": wall_s * 1000 / options.trials,
+        "cpu": cpu_s * 1000 / options.trials,
         "worker": sum(sorted(inside.times_ms)[:-1] + after.times_ms[1:]) / (options.trials - 1),
+        "worker cpu": sum(sorted(inside.cpu_ms)[:-1] + after.cpu_ms[1:]) / (options.trials - 1),
         "first": sum(after.times_ms[:1]),
     }
     if kind.startswith("ours"):
@@ -139,11 +143,14 @@ def main() -> None:
         print(f"{'':16} {'ms per trial':28} {'ratio to bare':28} extra ms per trial on its worker")
         for kind in kinds:
             wall = [found["wall"] for found in rows[kind]]
-            ratio = [one["wall"] / bare["wall"] for one, bare in zip(rows[kind], rows["bare"])]
-            extra = [one["worker"] - bare["worker"] for one, bare in zip(rows[kind], rows["bare"])]
+            pairs = list(zip(rows[kind], rows["bare"]))
+            ratio, cpu = ([one[what] / bare[what] for one, bare in pairs] for what in ("wall", "cpu"))
+            extra, extra_cpu = (
+                [one[what] - bare[what] for one, bare in pairs] for what in ("worker", "worker cpu")
+            )
             print(f"{kind:16} {quartiles(wall):28} {quartiles(ratio):28} {quartiles(extra)}")
-            figures.add(f"{kind}, {jobs} jobs", "ratio to bare", ratio)
-            figures.add(f"{kind}, {jobs} jobs", "extra ms per trial on its worker", extra)
+            figures.add(f"{kind}, {jobs} jobs", "ratio to bare", ratio, cpu)
+            figures.add(f"{kind}, {jobs} jobs", "extra ms per trial on its worker", extra, extra_cpu)
         if "ours" in kinds:
             print(f"ours, first trial: {quartiles([found['first'] for found in rows['ours']])} ms, once")
             print(f"ours, end of a study: {quartiles([found['end'] for found in rows['ours']])} ms, once")

@@ -14,14 +14,13 @@ import os
 import sqlite3
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 # Files beside this one have the names of packages, and their folder came first.
 HERE = Path(__file__).resolve().parent
 sys.path = [*(path for path in sys.path if Path(path or ".").resolve() != HERE), str(HERE)]
 
-from figures import Figures
+from figures import Figures, Stopwatch
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
@@ -101,12 +100,13 @@ def main() -> None:
             ("ours", "seconds to the best 10", best),
             ("MLflow", "seconds to the best 10", theirs),
         ):
-            took = []
+            took, cpu = [], []
             for _ in range(options.rounds if way == "ours" else min(options.rounds, 3)):
-                began_s = time.perf_counter()
+                watch = Stopwatch()
                 work()
-                took.append(time.perf_counter() - began_s)
-            figures.add(way, measure, took)
+                for kept, seconds in zip((took, cpu), watch.read()):
+                    kept.append(seconds)
+            figures.add(way, measure, took, cpu)
     figures.show()
     figures.write(options.json, "queries")
 

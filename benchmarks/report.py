@@ -318,7 +318,7 @@ def results(folder: Path) -> dict[tuple[str, str, str], dict[str, object]]:
 
 _ROW = re.compile(
     r"\| (?P<text>[^|]+) \| [^|]* \| (?P<median>[-\d.]+) \[(?P<low>[-\d.]+), (?P<high>[-\d.]+)\] [^|]*, (?P<n>\d+) "
-    r"\| [^|]* \| (?P<peers>.*) \|"
+    r"\| (?P<cpu>[-\d.]*)[^|]* \| [^|]* \| (?P<peers>.*) \|"
 )
 
 
@@ -333,21 +333,26 @@ def kept(page: str) -> dict[tuple[str, str, str], dict[str, object]]:
                 "quartiles": [float(row["low"]), float(row["high"])],
                 "n": int(row["n"]),
                 "peers": row["peers"],
+                **({"cpu": float(row["cpu"])} if row["cpu"] else {}),
             }
     return found
 
 
 def table(found: dict[tuple[str, str, str], dict[str, object]]) -> str:
     """Return the table of claims."""
-    lines = ["| claim | bar | measured: median [quartiles], n | | others |", "|---|---|---|---|---|"]
+    lines = [
+        "| claim | bar | measured: median [quartiles], n | CPU | | others |",
+        "|---|---|---|---|---|---|",
+    ]
     for claim in CLAIMS:
         row = found.get((claim.benchmark, claim.way, claim.measure))
         if row is None:
-            shown, verdict = "not measured", ""
+            shown, cpu, verdict = "not measured", "", ""
         else:
             low, high = row["quartiles"]
             middle, low, high = (_short(value, claim.unit) for value in (row["median"], low, high))
             shown = f"{middle} [{low}, {high}] {claim.unit}, {row['n']}"
+            cpu = f"{_short(row['cpu'], claim.unit)} {claim.unit}" if "cpu" in row else ""
             verdict = "" if claim.bound is None else "met" if _is_met(row["median"], claim) else "**not met**"
 
         def beside(match: re.Match[str], claim: Claim = claim) -> str:
@@ -361,7 +366,7 @@ def table(found: dict[tuple[str, str, str], dict[str, object]]) -> str:
 
         peers = row["peers"] if row and "peers" in row else re.sub(r"\{([^}]+)\}", beside, claim.peers)
         bar = "" if claim.bound is None else f"{'≤' if claim.is_most else '≥'} {claim.bound:g} {claim.unit}"
-        lines.append(f"| {claim.text} | {bar} | {shown} | {verdict} | {peers} |")
+        lines.append(f"| {claim.text} | {bar} | {shown} | {cpu} | {verdict} | {peers} |")
     return "\n".join(lines)
 
 

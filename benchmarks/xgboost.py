@@ -19,7 +19,6 @@ import random
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 # This file has the name of the package it measures, and its folder came first.
@@ -32,7 +31,7 @@ import mlflow
 import mlflow.xgboost
 import numpy as np
 import xgboost as xgb
-from figures import Figures
+from figures import Figures, Stopwatch
 from sklearn.datasets import load_breast_cancer
 
 from mlpipeline import MLflowConfig
@@ -73,10 +72,10 @@ class Work:
         self.valid = xgb.DMatrix(X[split:], y[split:])
         self.rounds = rounds
 
-    def __call__(self, train, callbacks=(), **options) -> float:
-        """Train and return the seconds."""
+    def __call__(self, train, callbacks=(), **options) -> tuple[float, float]:
+        """Train and return the seconds, and those of the processor."""
         evals = [(self.train, "train"), (self.valid, "valid")]
-        began = time.perf_counter()
+        watch = Stopwatch()
         train(
             PARAMS,
             self.train,
@@ -86,19 +85,19 @@ class Work:
             verbose_eval=False,
             **options,
         )
-        return time.perf_counter() - began
+        return watch.read()
 
 
 def recorders(work: Work, config: MLflowConfig):
-    """Return, per name, a function that trains once with that recorder and tells the seconds."""
+    """Return, per name, a function that trains once with that recorder and tells what `Work` tells."""
 
-    def ours() -> float:
+    def ours() -> tuple[float, float]:
         callback = MLflowCallback(config, log_model=False)
         seconds = work(PLAIN_TRAIN, [callback])
         callback.run.settle(insist_s=120)  # or the next training would share the machine with the courier
         return seconds
 
-    def autolog() -> float:
+    def autolog() -> tuple[float, float]:
         mlflow.xgboost.autolog(log_models=False, silent=True)
         seconds = work(xgb.train)
         mlflow.xgboost.autolog(disable=True, silent=True)
@@ -112,19 +111,19 @@ def recorders(work: Work, config: MLflowConfig):
     }
 
 
-def measure(trainings, pairs: int, seed: int) -> dict[str, list[float]]:
-    """Return, per recorder, the ratio of wall time within each pair."""
+def measure(trainings, pairs: int, seed: int) -> dict[str, list[tuple[float, float]]]:
+    """Return, per recorder, the ratios of wall and processor time within each pair."""
     order = random.Random(seed)
     for train in trainings.values():
         train()  # imports, caches, the experiment
-    ratios: dict[str, list[float]] = {name: [] for name in trainings}
+    ratios: dict[str, list[tuple[float, float]]] = {name: [] for name in trainings}
     for number in range(pairs):
         for name in order.sample(list(trainings), len(trainings)):
             if number % 2:
                 base, seconds = trainings["none"](), trainings[name]()
             else:
                 seconds, base = trainings[name](), trainings["none"]()
-            ratios[name].append(seconds / base)
+            ratios[name].append((seconds[0] / base[0], seconds[1] / base[1]))
     return ratios
 
 
@@ -154,10 +153,11 @@ def main() -> None:
         print(f"{options.rounds} rounds, 6 metrics, {options.pairs} pairs; wall ratio to no recorder")
         print(f"{'recorder':12}{'median':>8}  quartiles")
         figures = Figures()
-        for name, found in ratios.items():
+        for name, pairs in ratios.items():
+            found, cpu = map(list, zip(*pairs))
             low, middle, high = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
-            figures.add(name, "ratio to none", found)
-            print(f"{name:12}{middle:8.3f}  [{low:.3f}, {high:.3f}]")
+            figures.add(name, "ratio to none", found, cpu)
+            print(f"{name:12}{middle:8.3f}  [{low:.3f}, {high:.3f}]  CPU {statistics.median(cpu):.3f}")
         figures.write(options.json, "xgboost")
 
 
