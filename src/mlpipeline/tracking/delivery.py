@@ -23,7 +23,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mlpipeline.tracking import children
 from mlpipeline.tracking.creation import Creation, NotYet
@@ -32,6 +32,7 @@ from mlpipeline.tracking.home import Home, RunFolder, RunState, append_line
 from mlpipeline.tracking.journal import child_name
 from mlpipeline.tracking.reading import JournalReader, JournalTooNewError
 from mlpipeline.tracking.records import Frame, Kind, Point
+from mlpipeline.tracking.sieve import Sieve
 from mlpipeline.tracking.sink import (
     ATTEMPT_TAG,
     METRICS_PER_REQUEST,
@@ -45,22 +46,17 @@ from mlpipeline.tracking.validity import checked
 from mlpipeline.tracking.verdicts import Refused, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 logger = logging.getLogger("mlpipeline")
 
 READ_BYTES = 256 * 2**10
 _FAR_BYTES = 64 * 2**10
-_POISONOUS_FAILURES = 3
-"""So often a server fails with the same records, and is well otherwise, before they are suspected."""
 
 _UPLOADS_AWAITED = 5
 """So many failures in a row of an upload, and the run ends without it: a finished training must not
 look RUNNING because an artifact store is down. The upload goes on being tried."""
-
-_CHECKED_TAG = "mlpipeline.checked_ms"
-"""When a server that failed with some records of a run was asked to take others."""
 
 _PARENT_AWAITED_S = 60.0
 """How long a child waits for its parent's run; then it is made with the tag mlpipeline.parent_uid."""
@@ -73,8 +69,6 @@ _LARGE_RUN = 20_000
 
 _AHEAD_AT_MOST = 20_000
 """So many points stored ahead of their turn are remembered, in 7 MB; then none goes ahead."""
-
-_T = TypeVar("_T")
 
 
 @dataclass
@@ -98,7 +92,6 @@ class _Parcel:
     last_ms: int = 0
     count: int = 0
     refused: int = 0
-    failures: int = 0
 
 
 class RunDelivery:
@@ -126,12 +119,12 @@ class RunDelivery:
         self._parcel: _Parcel | None = None
         self._changing = threading.RLock()
         self.creation = Creation(folder.uid, self.state, self.keeping)
+        self._sieve = Sieve(self.state)
         self._uploads = Uploads(home, self)
         self._delivering = threading.Lock()
         self._is_away = False
         self._is_read = False
         self._seen_s = time.monotonic()
-        self._stored: Point | None = None
         self._ahead: set[tuple[Any, ...]] = set()
         # Whoever delivered before may have been killed before it wrote down what it had sent: a parcel in
         # its turn, and what went ahead.
@@ -388,7 +381,7 @@ class RunDelivery:
 
     def _send_params(self, sink: MlflowSink, run_id: str, parcel: _Parcel) -> None:
         for piece in chunks(list(parcel.params.items()), PARAMS_PER_REQUEST):
-            refused = self._send_or_split(sink, piece, lambda items: sink.log_params(run_id, dict(items)))
+            refused = self._sieve.send(sink, piece, lambda items: sink.log_params(run_id, dict(items)))
             for key, value in piece:
                 if key in refused and "chang" in refused[key].lower():
                     parcel.drift[key] = value
@@ -402,7 +395,7 @@ class RunDelivery:
 
     def _send_tags(self, sink: MlflowSink, run_id: str, parcel: _Parcel) -> None:
         for piece in chunks(list(parcel.tags.items()), TAGS_PER_REQUEST):
-            refused = self._send_or_split(
+            refused = self._sieve.send(
                 sink, piece, lambda items: sink.set_tags(run_id, {key: value for key, (_, value) in items})
             )
             for key, (at_ms, value) in piece:
@@ -425,7 +418,7 @@ class RunDelivery:
             piece = list(enumerate(parcel.points[:METRICS_PER_REQUEST]))
             new = [item for item in piece if item[1].identity not in self._ahead] if self._ahead else piece
             try:
-                refused = self._send_or_split(sink, new, send) if new else {}
+                refused = self._sieve.send(sink, new, send) if new else {}
             except Unavailable as error:
                 self._is_in_doubt |= error.is_unclear
                 raise
@@ -435,7 +428,7 @@ class RunDelivery:
                 if index in refused:
                     self.bury("metric", _content(point), refused[index])
                     continue
-                self._stored = point
+                self._sieve.stored = point
                 if point.step > last_steps.get(point.key, -1):
                     last_steps[point.key] = point.step
             del parcel.points[: len(piece)]
@@ -460,103 +453,6 @@ class RunDelivery:
                 text = f"{self.state.overlap} points up to step {again} were recorded before; the first values stand"
                 parcel.tags["mlpipeline.overlap"] = (parcel.last_ms, text)
                 parcel.points = new
-
-    def _send_or_split(
-        self,
-        sink: MlflowSink,
-        items: Sequence[tuple[_T, Any]],
-        send: Callable[[Sequence[tuple[_T, Any]]], None],
-    ) -> dict[_T, str]:
-        """Send *items*; where MLflow refuses them, or the server fails with them every time, find out which.
-
-        Returns:
-            The reason per key of a refused item.
-        """
-        parcel = self._parcel or _Parcel()
-        try:
-            refused = self._sent(sink, items, send)
-        except Unavailable as error:
-            parcel.failures += error.is_failure
-            if not error.is_failure or parcel.failures < _POISONOUS_FAILURES:
-                raise
-            refused = self._bisected(sink, items, send, error)
-        parcel.failures = 0
-        return refused
-
-    def _sent(
-        self,
-        sink: MlflowSink,
-        items: Sequence[tuple[_T, Any]],
-        send: Callable[[Sequence[tuple[_T, Any]]], None],
-        *,
-        is_run_there: bool = False,
-    ) -> dict[_T, str]:
-        try:
-            send(items)
-        except Refused as refused:
-            # Of a run that was deleted everything is refused: one by one that is two requests for each record.
-            if len(items) == 1 or not (is_run_there or self._is_run_there(sink)):
-                return {key: str(refused) for key, _ in items}
-            first, last = _halves(items)[::-1]
-            return {
-                **self._sent(sink, first, send, is_run_there=True),
-                **self._sent(sink, last, send, is_run_there=True),
-            }
-        return {}
-
-    def _is_run_there(self, sink: MlflowSink) -> bool:
-        try:
-            return bool(sink.get_run(str(self.state.run_id)).info.lifecycle_stage == "active")
-        except Refused:
-            return False
-
-    def _bisected(
-        self,
-        sink: MlflowSink,
-        items: Sequence[tuple[_T, Any]],
-        send: Callable[[Sequence[tuple[_T, Any]]], None],
-        error: Unavailable,
-    ) -> dict[_T, str]:
-        """Send by halves what a server fails with, as long as it takes other records of this run.
-
-        Raises:
-            Unavailable: It takes nothing else either: that is no poison, and nothing is a dead letter.
-        """
-        refused: dict[_T, str] = {}
-        has_passed, tries = len(items) == 1, 0
-        self._ask_for_another(sink)
-        waiting = _halves(items)
-        while waiting:
-            piece = waiting.pop()
-            try:
-                found = self._sent(sink, piece, send, is_run_there=True)
-                has_passed |= len(found) < len(piece)
-            except Unavailable as again:
-                if not again.is_failure:
-                    raise
-                self._ask_for_another(sink)
-                error, tries = again, tries + 1 if len(piece) == 1 else 0
-                if tries < _POISONOUS_FAILURES:
-                    waiting += _halves(piece)
-                    continue
-                found = {piece[0][0]: f"the server fails with it every time: {again}"}
-            tries = 0
-            refused |= found
-            if not has_passed and (len(refused) >= _POISONOUS_FAILURES or not waiting):
-                raise error
-        return refused
-
-    def _ask_for_another(self, sink: MlflowSink) -> None:
-        """Write something else to the run: a point that it has, or a tag that changes.
-
-        Raises:
-            Unavailable: That fails, too.
-        """
-        run_id = str(self.state.run_id)
-        if self._stored is not None:
-            sink.log_points(run_id, [self._stored])
-        else:
-            sink.set_tags(run_id, {_CHECKED_TAG: str(time.time_ns() // 1_000_000)})
 
     # --- the run ---------------------------------------------------------------------------------
 
@@ -796,11 +692,6 @@ class RunDelivery:
             self.state.refused += 1
             if self._parcel is not None and kind not in ("artifact", "model", "version", "evaluation"):
                 self._parcel.refused += 1
-
-
-def _halves(items: Sequence[_T]) -> list[Sequence[_T]]:
-    half = len(items) // 2
-    return [items[half:], items[:half]] if half else [items]
 
 
 def _content(point: Point) -> dict[str, Any]:
