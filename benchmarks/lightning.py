@@ -170,7 +170,8 @@ def began_s(layers: int, steps: int) -> list[float]:
 
 def layers_for(step_ms: float) -> int:
     """Return how many hidden layers make a step of this length: what a layer adds, on this machine."""
-    few, many = 16, 32  # around what 3 ms ask for: of fewer, a layer takes less, for all of them stay in the cache
+    # Around what 3 ms ask for: of fewer, a layer takes less, for all of them stay in the processor's cache.
+    few, many = 16, 32
     ms = {}
     for layers in (few, many, few, many):
         began = began_s(layers, 400)[100:]
