@@ -125,10 +125,10 @@ BENCHMARKS = {
     "lightning-long": ("lightning", "--block", "600", "--rounds", "20", "--only", "sqlite", "server"),
     "lightning-peers": (
         *("lightning", "--rounds", "80"),
-        *("--only", "sqlite", "csv", "tensorboard", "wandb", "dvclive", "mlflowlogger"),
+        *("--only", "sqlite", "csv", "tensorboard", "wandb", "dvclive", "mlflowlogger", "autolog"),
     ),
     "xgboost": ("xgboost", "--pairs", "40"),
-    "optuna": ("optuna", "--jobs", "1", "--only", "ours", "--settle"),
+    "optuna": ("optuna", "--jobs", "1", "--only", "ours", "old", "--settle"),
     "optuna-jobs": ("optuna", "--jobs", "4", "--only", "ours", "--sleep", "0.2", "--rounds", "8", "--settle"),
     "sklearn": ("sklearn", "--only", "forest"),
     "sklearn-grid": ("sklearn", "--only", "grid", "--rounds", "20", "--ways", "plain", "again", "ours"),

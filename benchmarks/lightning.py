@@ -6,7 +6,7 @@ back. Each block with a recorder is held against the mean of its two neighbours 
 
     python benchmarks/lightning.py                  # short blocks: the cost on the training thread
     python benchmarks/lightning.py --block 600      # long blocks: delivery meanwhile is paid too
-    python benchmarks/lightning.py --only sqlite csv tensorboard wandb dvclive mlflowlogger    # beside its loggers
+    python benchmarks/lightning.py --only sqlite csv tensorboard wandb dvclive mlflowlogger autolog    # beside others
     python benchmarks/lightning.py --only empty deaf write sqlite    # what is Lightning's of it, and the kernel's
 
 Work: an MLP at batch 32 with hidden layers of 64, as many as make a step of --step-ms here, one torch
@@ -139,6 +139,20 @@ def dvclive(folder: Path) -> object:
     from dvclive.lightning import DVCLiveLogger
 
     return DVCLiveLogger(dir=str(folder / "dvclive"), save_dvc_exp=False, dvcyaml=None)
+
+
+def autolog(store: str) -> pl.Callback:
+    """What `mlflow.pytorch.autolog(log_every_n_step=1, log_models=False)` puts into a trainer.
+
+    Autolog itself replaces `fit`, so it cannot be put into one that runs.
+    """
+    from mlflow import MlflowClient
+    from mlflow.pytorch import _lightning_autolog
+    from mlflow.utils.autologging_utils import BatchMetricsLogger, MlflowAutologgingQueueingClient
+
+    run_id = MlflowClient(store).create_run("0").info.run_id
+    client, metrics = MlflowAutologgingQueueingClient(store), BatchMetricsLogger(run_id, store)
+    return vars(_lightning_autolog)["__MlflowPLCallback"](client, metrics, run_id, False, 1, 1, False)
 
 
 def fit(callbacks: list[pl.Callback], loggers: list[object], layers: int, steps: int) -> None:
@@ -318,7 +332,7 @@ def main() -> None:
     parser.add_argument(
         "--only",
         nargs="*",
-        help="recorders, of: none empty deaf write csv sqlite server mlflowlogger tensorboard wandb dvclive",
+        help="recorders, of: none empty deaf write csv sqlite server mlflowlogger autolog tensorboard wandb dvclive",
     )
     parser.add_argument("--json", type=lambda text: Path(text).absolute(), help="also write the figures here")
     parser.add_argument("--seed", type=int, default=7)
@@ -349,6 +363,7 @@ def main() -> None:
         "sqlite": lambda: ours(store),
         "server": lambda: ours(uri),
         "mlflowlogger": lambda: Recorder(loggers=[MLFlowLogger("bench", tracking_uri=store)]),
+        "autolog": lambda: Recorder([autolog(store)]),
         "tensorboard": lambda: Recorder(loggers=[tensorboard(folder)]),
         "wandb": lambda: Recorder(loggers=[wandb(folder)]),
         "dvclive": lambda: Recorder(loggers=[dvclive(folder)]),

@@ -105,13 +105,13 @@ CLAIMS = (
     ),
     Claim("Lightning to a server, blocks of 600 steps", "lightning-long", f"server, {LONG}", RATIO, 1.05),
     Claim(
-        "Lightning to SQLite, beside Lightning's loggers",
+        "Lightning to SQLite, beside Lightning's loggers and autolog",
         "lightning-peers",
         f"sqlite, {SHORT}",
         RATIO,
         1.05,
         peers=f"CSV {{csv, {SHORT}}}, TensorBoard {{tensorboard, {SHORT}}}, W&B offline {{wandb, {SHORT}}}, "
-        f"DVCLive {{dvclive, {SHORT}}}, MLFlowLogger {{mlflowlogger, {SHORT}}}",
+        f"DVCLive {{dvclive, {SHORT}}}, MLFlowLogger {{mlflowlogger, {SHORT}}}, autolog {{autolog, {SHORT}}}",
     ),
     Claim(
         "log_metrics of four, in a loop",
@@ -139,7 +139,7 @@ CLAIMS = (
         "extra ms per trial on its worker",
         0.3,
         "ms",
-        peers="the old callback 35 ms, on a server 410",
+        peers="the old callback {old, 1 jobs}, on a server 410",
     ),
     Claim(
         "Optuna, four jobs", "optuna-jobs", "ours, 4 jobs", "ratio to bare", 1.05, peers="the old decorator 7"
