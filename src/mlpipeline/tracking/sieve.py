@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from mlpipeline.tracking.records import Point
     from mlpipeline.tracking.sink import MlflowSink
 
+    _Items = Sequence[tuple["_T", Any]]
+    _Send = Callable[[_Items["_T"]], None]
+
 _POISONOUS_FAILURES = 3
 """So often a server fails with the same records, and is well otherwise, before they are suspected."""
 
@@ -40,7 +43,7 @@ class Sieve:
         state: What is known of the run.
 
     Attributes:
-        stored: A point that the server has: it can be asked for it again.
+        stored: A point that the server has; being sent it again tells whether it is well.
     """
 
     def __init__(self, state: RunState) -> None:
@@ -48,12 +51,7 @@ class Sieve:
         self._state = state
         self._failures = 0
 
-    def send(
-        self,
-        sink: MlflowSink,
-        items: Sequence[tuple[_T, Any]],
-        send: Callable[[Sequence[tuple[_T, Any]]], None],
-    ) -> dict[_T, str]:
+    def send(self, sink: MlflowSink, items: _Items[_T], send: _Send[_T]) -> dict[_T, str]:
         """Send *items*; where MLflow refuses them, or the server fails with them every time, find out which.
 
         Args:
@@ -78,12 +76,7 @@ class Sieve:
         return refused
 
     def _sent(
-        self,
-        sink: MlflowSink,
-        items: Sequence[tuple[_T, Any]],
-        send: Callable[[Sequence[tuple[_T, Any]]], None],
-        *,
-        is_run_there: bool = False,
+        self, sink: MlflowSink, items: _Items[_T], send: _Send[_T], *, is_run_there: bool = False
     ) -> dict[_T, str]:
         try:
             send(items)
@@ -105,11 +98,7 @@ class Sieve:
             return False
 
     def _bisected(
-        self,
-        sink: MlflowSink,
-        items: Sequence[tuple[_T, Any]],
-        send: Callable[[Sequence[tuple[_T, Any]]], None],
-        error: Unavailable,
+        self, sink: MlflowSink, items: _Items[_T], send: _Send[_T], error: Unavailable
     ) -> dict[_T, str]:
         """Send by halves what a server fails with, as long as it takes other records of this run.
 
