@@ -104,8 +104,8 @@ def main() -> None:
         for at in range(1, PEER_CALLS):
             watch = Stopwatch()
             mlflow.log_metrics(METRICS, step=at, synchronous=False)
-            for kept, seconds in zip((peer, peer_cpu), watch.read()):
-                kept.append(seconds * 1e6)
+            for values, seconds in zip((peer, peer_cpu), watch.read()):
+                values.append(seconds * 1e6)
         mlflow.flush_async_logging()
     figures.add("MLflow, synchronous=False", "us per call of four metrics", peer, peer_cpu)
     figures.show()
