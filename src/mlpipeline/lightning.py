@@ -22,6 +22,7 @@ import re
 import sys
 import time
 import weakref
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from mlpipeline.core.errors import MissingExtraError, UsageError
 from mlpipeline.tracking.recorded import Recorded, unharmed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mlpipeline.tracking.run import Run
 
@@ -62,7 +63,6 @@ from mlpipeline.torch_modules import (
 logger = logging.getLogger("mlpipeline")
 
 _RUN_UID = "mlpipeline.run_uid"
-_NUMBERS = frozenset({float, int})
 
 
 class MLflowCallback(Recorded, pl.Callback):
@@ -109,10 +109,10 @@ class MLflowCallback(Recorded, pl.Callback):
         self._rated: list[Any] | None = None  # the optimizers whose they are
         self._has_monitor = False
         self._rated_step = -1
-        self._is_step = False  # of training, from its start until something else begins
+        self._is_step = False  # of training, from its start to its first record or to what comes after it
         self._heard_by: list[Any] | None = None  # the trainer's loggers, once a listener is among them
-        self._row: Callable[[list[float], int], None] | None = None
-        self._row_names: tuple[str, ...] = ()
+        # Of the last step's metrics: what takes their values out, how many they are, what records them.
+        self._alike: tuple[itemgetter[Any], int, Callable[[Sequence[float], int], bool]] | None = None
         self._epoch_samples = 0
         self._epoch_started_s = time.perf_counter()
         self._evaluation_s = self._evaluation_started_s = 0.0
@@ -260,12 +260,12 @@ class MLflowCallback(Recorded, pl.Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Note step, samples and learning rates; from the first batch, what the model is called with."""
-        if (run := self._active(trainer)) is None:
-            return
         # Not in on_train_epoch_start, which a training resumed mid-epoch skips.
         if trainer.loggers is not self._heard_by:
+            if self._active(trainer) is None:
+                return
             self._attach(trainer)
-        run.step = _logger_step(trainer)
+        self._run.step = _logger_step(trainer)  # type: ignore[union-attr]  # it is active
         if not self._has_monitor:  # which records them itself
             self._read_rates(trainer.optimizers)
         self._epoch_samples += rows_of(batch)
@@ -283,6 +283,7 @@ class MLflowCallback(Recorded, pl.Callback):
         if optimizers is not self._rated or len(rates) != len(self._rates):
             named = learning_rates(optimizers)
             self._rated, self._rate_names, rates = optimizers, tuple(named), [*named.values()]
+            self._alike = None
         self._rates = rates
 
     def on_train_batch_end(
@@ -311,7 +312,7 @@ class MLflowCallback(Recorded, pl.Callback):
         """Record the epoch's time and speed; what follows belongs to the epoch."""
         if (run := self._active(trainer)) is None:
             return
-        self._is_epoch_end = True
+        self._is_epoch_end, self._is_step = True, False
         elapsed_s = time.perf_counter() - self._epoch_started_s
         metrics = {"epoch_time_s": elapsed_s}
         if self._epoch_samples:
@@ -335,15 +336,18 @@ class MLflowCallback(Recorded, pl.Callback):
 
     def _heard(self, trainer: Any, metrics: Mapping[str, Any], step: int) -> None:
         """Take what Lightning gives to every logger."""
-        if self._active(trainer) is None:
+        if (run := self._active(trainer)) is None:
             return
         every = self._rules.log_every_n_steps
         if every is not None and not self._is_epoch_end and _is_fitting(trainer) and (step + 1) % every:
             return
-        if self._rated_step != step and self._is_step and not self._is_epoch_end:
-            self._rated_step = step
-            if self._record_as_row(metrics, step):
-                return
+        if self._is_step:
+            self._is_step, self._rated_step = False, step
+            self._alike = None
+            # Not where the user thins, which is seen to above, nor of one metric, of which itemgetter makes no tuple.
+            if every is None and len(metrics) > 1:
+                log = run.row_logger((*metrics, *self._rate_names))
+                self._alike = log and (itemgetter(*metrics), len(metrics), log)
             metrics = {**metrics, **self._named_rates()}
         if (epoch := metrics.get("epoch")) is not None:
             # Lightning adds the epoch to every record; once per step is enough.
@@ -353,20 +357,19 @@ class MLflowCallback(Recorded, pl.Callback):
                 self._last_epoch = (step, epoch)
         self._record(metrics, step, trainer.current_epoch if self._is_epoch_end else None)
 
-    def _record_as_row(self, metrics: Mapping[str, Any], step: int) -> bool:
+    def _record_alike(self, metrics: Mapping[str, Any], step: int) -> bool:
         """Record a step of the same metrics as the one before, in few steps; tell whether it was one."""
-        names = (*metrics, *self._rate_names)
-        values = [*metrics.values(), *self._rates]
-        if self._last_epoch[0] == step or not _NUMBERS.issuperset(map(type, values)):
+        if self._alike is None or self._last_epoch[0] == step:
             return False
-        if names != self._row_names:
-            self._row_names, self._row = names, None
-            if len(set(names)) == len(names):
-                self._row = self._run.row_logger(names)  # type: ignore[union-attr]  # it is active
-        if self._row is None:
+        pick, count, log = self._alike
+        try:
+            values = pick(metrics)
+        except KeyError:
             return False
+        if len(metrics) != count or not log((*values, *self._rates), step):
+            return False
+        self._is_step, self._rated_step = False, step
         self._last_epoch = (step, metrics.get("epoch", -1.0))
-        self._row(values, step)
         return True
 
     def _named_rates(self) -> dict[str, float]:
@@ -424,8 +427,8 @@ class MLflowCallback(Recorded, pl.Callback):
         return self._run
 
     def __getstate__(self) -> dict[str, Any]:
-        of_this_trainer = dict.fromkeys(("_trainer", "_example", "_row", "_rated", "_heard_by"))
-        state = {**super().__getstate__(), **of_this_trainer, "_row_names": ()}
+        of_this_trainer = dict.fromkeys(("_trainer", "_example", "_alike", "_rated", "_heard_by"))
+        state = {**super().__getstate__(), **of_this_trainer}
         # Lightning lends every callback its module's `log`, and with it the whole module.
         return {name: value for name, value in state.items() if name not in {"log", "log_dict"}}
 
@@ -455,7 +458,9 @@ class _Listener(DummyLogger):
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Hand metrics on."""
-        self.callback._heard(self._trainer, metrics, int(step or 0))  # noqa: SLF001
+        callback, step = self.callback, int(step or 0)
+        if not (callback._is_step and callback._record_alike(metrics, step)):  # noqa: SLF001
+            callback._heard(self._trainer, metrics, step)  # noqa: SLF001
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         """Tell of a checkpoint."""

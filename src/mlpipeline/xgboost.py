@@ -112,7 +112,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         # Its lists as they were at the last record; where each grows by one value per round, what records the last ones.
         self._lists: tuple[list[float], ...] = ()
         self._lengths: tuple[int, ...] = ()
-        self._row: Callable[[list[float], int], None] | None = None
+        self._row: Callable[[list[float], int], bool] | None = None
         self._is_linear = False
         self._values = 0
         self._seen = self._recorded = -1
@@ -197,9 +197,11 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         values = [values[-1] for values in lists if len(values) == rounds]
         if not len(values) == len(lists) == sum(map(len, history.values())):
             return False
+        step = self._first + epoch
+        if not self._row(values, step):  # type: ignore[misc]  # asked for before
+            return False
+        self._run.step = step  # type: ignore[union-attr]  # there is a row, so there is a run
         self._seen, self._values, self._recorded = epoch, rounds, epoch
-        step = self._run.step = self._first + epoch  # type: ignore[union-attr]  # there is a row, so there is a run
-        self._row(values, step)  # type: ignore[misc]  # asked for before
         return True
 
     def _record_round(self, model: Any, epoch: int) -> None:

@@ -168,6 +168,46 @@ def test_metrics_are_exactly_those_of_a_logger(kind, offline, trainer, runs, poi
     assert "FINISHED" == run.info.status
 
 
+class Changing(Net):
+    """Logs now these metrics and now others, and values of every kind."""
+
+    KINDS = (
+        {"a": 0.5, "b": 1.5},
+        {"a": 1.5, "b": 2.5},
+        {"b": 0.25, "a": 0.75},
+        {"a": 2.5, "b": float("nan")},
+        {"a": 3.5, "b": 4.5},
+        {"a": torch.tensor(3), "b": 2},
+        {"a": 5.5, "b": 6.5, "c": 1.0},
+        {"a": 6.5, "b": 7.5},
+        {"a": 7.5, "lr-Adam": 8.5},
+        {"step": 70, "a": 0.125},
+        {"step": 80, "a": 0.375},
+        {"a": 9.5},
+    )
+
+    def training_step(self, batch, batch_idx):
+        # A logger of Lightning's gets it as a tensor; what a user gives to every logger by hand, as it is.
+        self.log_dict({key: float(value) for key, value in self.KINDS[self.global_step].items()})
+        for logger in self.trainer.loggers if self.global_step == 5 else ():
+            logger.log_metrics(dict(self.KINDS[5]), step=5)
+        return super().training_step(batch, batch_idx)
+
+
+def test_steps_of_other_metrics_are_exactly_those_of_a_logger(offline, trainer, runs, points, tmp_path):
+    """Each value under its own name, whatever the step before had; a NaN, too."""
+    logger = CSVLogger(tmp_path)
+    trainer(MLflowCallback(offline), logger=logger, log_every_n_steps=1).fit(Changing())
+    [run] = runs()
+    found, expected = (
+        {name: set(map(str, values)) for name, values in theirs(logged).items()}
+        for logged in (points(run), written(logger))
+    )
+    assert expected == found
+    assert {"(3, nan)", "(5, 2.0)"} <= found["b"]
+    assert "nan at step 3" == run.data.tags["mlpipeline.nonfinite.b"]
+
+
 def test_without_a_logger_the_metrics_are_the_same(offline, trainer, runs, points, tmp_path):
     """`logger=False` is enough: nobody else is needed to get them."""
     logger = CSVLogger(tmp_path)

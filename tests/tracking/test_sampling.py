@@ -26,11 +26,11 @@ def test_a_hot_loop_keeps_a_few_the_last_one_and_the_count(
         exclude=["hidden"],
     )
     with open_run(config) as run:
-        row = run.row_logger(("a", "b"))
+        assert run.row_logger(("a", "b")) is None
         began_s = time.monotonic()
         for step in range(2000):
             run.log_metrics({"loss": step, "hidden": 0}, step=step)
-            row([1.0, float(step)], step)
+            run.log_metrics({"a": 1.0, "b": float(step)}, step)
         took_s = time.monotonic() - began_s
         run.log_metrics({"a": float("nan"), "b": 2000.0}, step=2000)
         run.log_metrics({"val_loss": 0.5}, step=2000)

@@ -270,7 +270,7 @@ class Run:
         """Record one value of one metric; see `log_metrics`."""
         self.log_metrics({key: value}, step)
 
-    def row_logger(self, names: tuple[str, ...]) -> Callable[[list[float], int], None]:
+    def row_logger(self, names: tuple[str, ...]) -> Callable[[Sequence[float], int], bool] | None:
         """Return a function that records one value per name at a step: `log_metrics` where the names stay the same.
 
         It does in fewer steps what `log_metrics` does, which counts where a training's own work has pushed
@@ -280,24 +280,30 @@ class Run:
             names: The names.
 
         Returns:
-            A function of their values, which are floats, in that order, and of their step.
+            A function of their values, in that order, and of their step. It says whether it has recorded them;
+            where not, they are for `log_metrics`: one is not finite or no number, or the run has ended. None
+            where all of them are for it, because some are left out or names are the same.
         """
-
-        def log_any(values: list[float], step: int) -> None:
-            self.log_metrics(dict(zip(names, values, strict=True)), step)
-
         journal, (_, kept, append) = self._journal, self._plans.get(names) or self._plan(names)
-        if append is None or kept is not None or self._sampling is not None or not self._records_metrics:
-            return log_any
+        is_thinned = kept is not None or self._sampling is not None or not self._records_metrics
+        if append is None or is_thinned or len(set(names)) != len(names):
+            return None
 
-        def log(values: list[float], step: int) -> None:
-            if self._status is not None or self._journal is not journal or not math.isfinite(sum(values)):
-                log_any(values, step)
-                return
+        def log(values: Sequence[float], step: int) -> bool:
+            try:
+                total = sum(values)
+            except (TypeError, OverflowError):
+                return False
+            # Of what is not finite, total - total is NaN.
+            if type(total) is not float or total - total != 0.0 or self._status is not None:
+                return False
+            if self._journal is not journal:
+                return False
             now_ms = time.time_ns() // 1_000_000
             append(values, step, now_ms)
             if now_ms >= self._next_tick_ms:
                 self._tick(now_ms)
+            return True
 
         return log
 
