@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import csv
+import pickle
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -12,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
@@ -19,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mlpipeline.core.config import MLflowConfig
-from mlpipeline.lightning import MLflowCallback
+from mlpipeline.lightning import _UNUSED_HOOKS, MLflowCallback
 from mlpipeline.testing import record
 
 # Lightning's remarks on tiny data, and on our wish for exact numbers.
@@ -399,6 +402,39 @@ def test_speed_is_that_of_training_alone(offline, trainer):
 
 
 # --- the user's set-up stays as it is ---------------------------------------------------------------
+
+
+class Watching(MLflowCallback):
+    """A user's own callback on top of ours."""
+
+    seen = 0
+
+    def on_after_backward(self, trainer, pl_module):
+        super().on_after_backward(trainer, pl_module)
+        self.seen += 1
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_only_hooks_that_have_something_to_do_are_called(is_interrupted, offline, trainer):
+    """Lightning passes over the others, never over a subclass's; outside of a training, all can be called."""
+
+    class Fragile(Net):
+        def on_train_epoch_end(self):
+            if is_interrupted:
+                raise InterruptedError
+
+    ours, theirs = MLflowCallback(offline), Watching(offline)
+    training = trainer(ours, theirs, profiler=(profiler := SimpleProfiler()), max_epochs=1)
+    with pytest.raises(InterruptedError) if is_interrupted else nullcontext():
+        training.fit(Fragile())
+    called = {name.removeprefix("[Callback]") for name in profiler.recorded_durations if "[Callback]" in name}
+    assert {"MLflowCallback.on_train_batch_start", "Watching.on_after_backward"} <= called
+    idle = {f"{name}.{hook}" for name in ("MLflowCallback", "Watching") for hook in _UNUSED_HOOKS}
+    assert {"Watching.on_after_backward"} == called & idle
+    assert 6 == theirs.seen
+    for callback in (ours, theirs, pickle.loads(pickle.dumps(ours)), MLflowCallback(offline)):
+        for hook in _UNUSED_HOOKS:
+            assert getattr(callback, hook)(training, None) is None
 
 
 @pytest.mark.parametrize("option", [False, True, "csv"])
