@@ -341,6 +341,8 @@ def main() -> None:
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    # Of one batch over and over, the gradients end as numbers so small that a processor is slow with them.
+    torch.set_flush_denormal(True)
     folder = Path(tempfile.mkdtemp(prefix="mlpipeline-bench-"))
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLPIPELINE_HOME": str(folder / "home")}
     os.chdir(folder)  # DVCLive makes the Git repository that it stands in one of DVC's
