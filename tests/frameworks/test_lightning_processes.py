@@ -18,12 +18,18 @@ pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 SRC = str(Path(mlpipeline.__file__).parents[1])
 
+# Lightning leaves its process group to the exit of the process, where threads of the group that still run make
+# torch abort now and then on a busy machine ("terminate called without an active exception"), without us, too.
 MODULE = """
-import os, sys, time
+import multiprocessing, os, sys, time
 import torch
 from PACKAGE import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 from mlpipeline.lightning import MLflowCallback
+
+def leave():
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 class Net(LightningModule):
     def __init__(self, width: int = 4, pause_s: float = 0.0):
@@ -44,6 +50,9 @@ class Net(LightningModule):
         self.log("test_loss", (self(batch[0]) - batch[1]).square().mean(), sync_dist=True)
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.01)
+    def teardown(self, stage):
+        if multiprocessing.parent_process() is not None:
+            leave()  # a spawned process does nothing after this
     def train_dataloader(self):
         torch.manual_seed(0)
         return DataLoader(TensorDataset(torch.randn(32, 4), torch.randn(32, 1)), batch_size=4)
@@ -60,6 +69,7 @@ if __name__ == "__main__":
     if trainer.is_global_zero:
         print("uid", callback.run.uid)
     trainer.test(net, verbose=False)
+    leave()
 """
 
 
