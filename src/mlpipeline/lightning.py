@@ -78,7 +78,14 @@ def _passes_over_none() -> bool:
 
 # Lightning calls these at every step. A call of one that does nothing takes it 2 to 3 us, one that is None next to
 # nothing (`_call_callback_hooks` in lightning/pytorch/trainer/call.py); while a training is heard, ours are None.
-_UNUSED_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+_THINNING_HOOK = "on_train_batch_end"  # which is ours only where the user thins
+_UNUSED_HOOKS = (
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    _THINNING_HOOK,
+)
 _PASSED_OVER = _UNUSED_HOOKS if _passes_over_none() else ()
 
 
@@ -119,13 +126,13 @@ class MLflowCallback(Recorded, pl.Callback):
         self._resumed_uid: str | None = None
         # From the start, for attributes that come and go make all others slower to find; and none of a subclass's.
         for hook in _PASSED_OVER:
-            if getattr(type(self), hook) is getattr(pl.Callback, hook):
+            if getattr(type(self), hook) is getattr(MLflowCallback, hook):
                 setattr(self, hook, _nothing)
         self._reset()
 
     def _reset(self) -> None:
         self._example: Example | None = None
-        self._is_example_taken = False
+        self._is_example_settled = False
         self._saved_steps: dict[str, int] = {}
         self._is_epoch_end = False
         self._last_epoch = (-1, -1.0)
@@ -206,8 +213,7 @@ class MLflowCallback(Recorded, pl.Callback):
         if exception is None or self._active(trainer) is None:  # None: called on the class, see setup
             return
         self._detach(trainer)
-        if self._example is not None:
-            self._example.release()
+        self._settle_example()
         if type(exception).__name__ == "SIGTERMException":
             self._close("KILLED")
         else:
@@ -241,6 +247,7 @@ class MLflowCallback(Recorded, pl.Callback):
     def _begin_evaluation(self, trainer: Any, **loaders: Any) -> None:
         self._evaluation_started_s = time.perf_counter()
         self._is_step = False
+        self._settle_example()
         if _is_fitting(trainer):
             return
         # In a process that a training's own process started, the trainer is a copy.
@@ -295,9 +302,17 @@ class MLflowCallback(Recorded, pl.Callback):
             self._read_rates(trainer.optimizers)
         self._epoch_samples += rows_of(batch)
         self._is_step = True
-        if self._example is None:
-            self._example = Example(pl_module, batch)
-            self._is_example_taken = False
+        if not self._is_example_settled:
+            if self._example is None:
+                self._example = Example(pl_module, batch)
+            else:
+                self._settle_example()
+
+    def _settle_example(self) -> None:
+        """Wait no longer for a first call of the model: the first batch is over."""
+        if self._example is not None:
+            self._example.release()
+            self._is_example_settled = True
 
     def _read_rates(self, optimizers: list[Any]) -> None:
         """Note the learning rates; their names are made only where there are others than before."""
@@ -316,14 +331,11 @@ class MLflowCallback(Recorded, pl.Callback):
     ) -> None:
         """Record the steps that the user asks for and Lightning would not log."""
         every = self._rules.log_every_n_steps
-        if (every is None and self._is_example_taken) or (run := self._active(trainer)) is None:
+        if every is None or (run := self._active(trainer)) is None:
             return
-        if self._example is not None:
-            self._example.release()
-            self._is_example_taken = True
         step = run.step or 0
         connector = trainer._logger_connector  # noqa: SLF001 - nothing public has the metrics of a step
-        if every is None or (step + 1) % every or connector.should_update_logs or trainer.fast_dev_run:
+        if (step + 1) % every or connector.should_update_logs or trainer.fast_dev_run:
             return
         if pl_module.automatic_optimization and trainer.fit_loop._should_accumulate():  # noqa: SLF001
             return
@@ -338,6 +350,7 @@ class MLflowCallback(Recorded, pl.Callback):
         if (run := self._active(trainer)) is None:
             return
         self._is_epoch_end, self._is_step = True, False
+        self._settle_example()
         elapsed_s = time.perf_counter() - self._epoch_started_s
         metrics = {"epoch_time_s": elapsed_s}
         if self._epoch_samples:
@@ -355,7 +368,11 @@ class MLflowCallback(Recorded, pl.Callback):
             trainer.loggers = _Loggers(loggers, _Listener(self, trainer))
         self._heard_by = trainer.loggers
         for hook in _PASSED_OVER:
-            if getattr(self, hook) is _nothing:
+            if getattr(self, hook) is not _nothing:
+                continue
+            if hook == _THINNING_HOOK and self._rules.log_every_n_steps is not None:
+                delattr(self, hook)
+            else:
                 setattr(self, hook, None)
 
     def _detach(self, trainer: Any) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mlpipeline.core.config import MLflowConfig
-from mlpipeline.lightning import _UNUSED_HOOKS, MLflowCallback
+from mlpipeline.lightning import MLflowCallback
 from mlpipeline.testing import record
 
 # Lightning's remarks on tiny data, and on our wish for exact numbers.
@@ -404,6 +404,11 @@ def test_speed_is_that_of_training_alone(offline, trainer):
 # --- the user's set-up stays as it is ---------------------------------------------------------------
 
 
+UNUSED = (
+    "on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_train_batch_end"
+)  # fmt: skip
+
+
 class Watching(MLflowCallback):
     """A user's own callback on top of ours."""
 
@@ -412,6 +417,14 @@ class Watching(MLflowCallback):
     def on_after_backward(self, trainer, pl_module):
         super().on_after_backward(trainer, pl_module)
         self.seen += 1
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self.seen += 100
+
+
+class Thinning(MLflowCallback):
+    """Of another name."""
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True])
@@ -423,18 +436,25 @@ def test_only_hooks_that_have_something_to_do_are_called(is_interrupted, offline
             if is_interrupted:
                 raise InterruptedError
 
-    ours, theirs = MLflowCallback(offline), Watching(offline)
-    training = trainer(ours, theirs, profiler=(profiler := SimpleProfiler()), max_epochs=1)
+    ours, theirs, thinning = (
+        MLflowCallback(offline),
+        Watching(offline),
+        Thinning(offline, log_every_n_steps=3),
+    )
+    training = trainer(ours, theirs, thinning, profiler=(profiler := SimpleProfiler()), max_epochs=1)
     with pytest.raises(InterruptedError) if is_interrupted else nullcontext():
         training.fit(Fragile())
     called = {name.removeprefix("[Callback]") for name in profiler.recorded_durations if "[Callback]" in name}
     assert {"MLflowCallback.on_train_batch_start", "Watching.on_after_backward"} <= called
-    idle = {f"{name}.{hook}" for name in ("MLflowCallback", "Watching") for hook in _UNUSED_HOOKS}
-    assert {"Watching.on_after_backward"} == called & idle
-    assert 6 == theirs.seen
-    for callback in (ours, theirs, pickle.loads(pickle.dumps(ours)), MLflowCallback(offline)):
-        for hook in _UNUSED_HOOKS:
-            assert getattr(callback, hook)(training, None) is None
+    names = ("MLflowCallback", "Watching", "Thinning")
+    assert {"Watching.on_after_backward", "Watching.on_train_batch_end", "Thinning.on_train_batch_end"} == (
+        called & {f"{name}.{hook}" for name in names for hook in UNUSED}
+    )
+    assert 606 == theirs.seen
+    for callback in (ours, theirs, thinning, pickle.loads(pickle.dumps(ours)), MLflowCallback(offline)):
+        for hook in UNUSED:
+            batch = (None, None, 0) if hook == "on_train_batch_end" else ()
+            assert getattr(callback, hook)(training, None, *batch) is None
 
 
 @pytest.mark.parametrize("option", [False, True, "csv"])

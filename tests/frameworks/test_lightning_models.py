@@ -156,6 +156,26 @@ def test_the_module_is_what_it_is_without_us(monitor, fit, offline, tmp_path):
     assert seen[0] == seen[1]
 
 
+@pytest.mark.parametrize(
+    "options", [{"max_steps": 9}, {"max_steps": 1}, {"max_steps": 1, "limit_val_batches": 0}]
+)
+def test_a_first_call_of_the_model_is_awaited_for_one_batch(options, fit, offline):
+    """A training step that never calls the module has no hook left on it in the next batch, in validation and after."""
+    seen = {"training": [], "validation": []}
+
+    class Bare(Net):
+        def training_step(self, batch, batch_idx):
+            seen["training"].append(len(self._forward_pre_hooks))
+            return nn.functional.mse_loss(self.layers(batch[0]), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            seen["validation"].append(len(self._forward_pre_hooks))
+
+    module = fit(Bare(), MLflowCallback(offline), val_check_interval=1, **options)
+    assert [1, *[0] * 8][: options["max_steps"]] == seen["training"]
+    assert {0} == {*seen["validation"], len(module._forward_pre_hooks)}
+
+
 def test_a_module_is_logged_without_copying_its_parameters():
     """Its copy shares them, and still is no way to change it."""
     module = Net().train()
