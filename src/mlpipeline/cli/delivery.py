@@ -10,20 +10,15 @@ import json
 import logging
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from mlpipeline.cli.console import say
-from mlpipeline.tracking.account import (
-    DeliveryCounts,
-    RunAccount,
-    accounts,
-    counts_of,
-    courier_reports,
-    dead_letters,
-    oldest_pending_ms,
-)
-from mlpipeline.tracking.home import Home
+
+if TYPE_CHECKING:
+    from mlpipeline.tracking.account import DeliveryCounts, RunAccount
+    from mlpipeline.tracking.home import Home
 
 EXIT_PENDING = 1
 EXIT_REFUSED = 3
@@ -45,6 +40,8 @@ _json = click.option("--json", "is_json", is_flag=True, help="Print one JSON obj
 )
 def sync(journal_dir: str | None, is_json: bool, any_user: bool) -> None:
     """Send everything that waits in the journals, now."""
+    from mlpipeline.tracking.account import DeliveryCounts, accounts, counts_of
+    from mlpipeline.tracking.home import Home
     from mlpipeline.tracking.sink import quiet_mlflow
     from mlpipeline.tracking.sync import send_all
 
@@ -95,6 +92,9 @@ def _print_sync(sent: DeliveryCounts, left: list[RunAccount], *, is_json: bool) 
 @click.option("--forget-refused", is_flag=True, help="Delete the refused records, after showing them.")
 def status(journal_dir: str | None, is_json: bool, forget_refused: bool) -> None:
     """Show what waits, what was refused, and whether a courier is at work."""
+    from mlpipeline.tracking.account import accounts
+    from mlpipeline.tracking.home import Home
+
     home = Home.at(journal_dir)
     found = accounts(home)
     _show(home, found, is_json=is_json)
@@ -104,6 +104,8 @@ def status(journal_dir: str | None, is_json: bool, forget_refused: bool) -> None
 
 
 def _show(home: Home, found: list[RunAccount], *, is_json: bool) -> None:
+    from mlpipeline.tracking.account import courier_reports, dead_letters
+
     couriers = courier_reports(home)
     if is_json:
         content = {
@@ -138,6 +140,8 @@ def _damage(counts: DeliveryCounts) -> str:
 
 def _lag(home: Home, account: RunAccount) -> str:
     """Tell how long the oldest record of a run waits, once it is long enough to be asked about."""
+    from mlpipeline.tracking.account import oldest_pending_ms
+
     oldest_ms = oldest_pending_ms(home, account.uid)
     age_s = 0.0 if oldest_ms is None else time.time() - oldest_ms / 1000
     for name, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
