@@ -76,9 +76,10 @@ def _passes_over_none() -> bool:
     return True
 
 
+_THINNING_HOOK = "on_train_batch_end"  # has something to do only where the user thins
+
 # Lightning calls these at every step. A call of one that does nothing takes it 2 to 3 us, one that is None next to
 # nothing (`_call_callback_hooks` in lightning/pytorch/trainer/call.py); while a training is heard, ours are None.
-_THINNING_HOOK = "on_train_batch_end"  # which is ours only where the user thins
 _UNUSED_HOOKS = (
     "on_before_zero_grad",
     "on_before_backward",
