@@ -536,7 +536,7 @@ class _Study:
         now_s = time.monotonic()
         if self._study is None or (not is_asked and now_s - self._moved_s < _IDLE_S):
             return False
-        if any(study in self._objects for study in _optimized()):
+        if self._goes_on():
             return False
         with self._closing:
             for number in list(self._trials):
@@ -544,6 +544,9 @@ class _Study:
                     self._settle(number)
             self._moved_s = now_s  # the storage is not asked at every look
             return not self._trials
+
+    def _goes_on(self) -> bool:
+        return any(study in self._objects for study in _optimized())
 
     def close(self, kind: type[BaseException] | None = None, *, is_final: bool = False) -> None:
         """Record what can be said of the study as a whole, and end its run, unless it goes on meanwhile.
@@ -556,6 +559,8 @@ class _Study:
             moves, study = self._moves, self._study
             if study is None or self._run is None:
                 return
+            if not is_final and self._goes_on():
+                return  # again, since it was found to be over: another one was closing it till now
             found = self._what_ended(study)
             kind = kind or found
             for number in list(self._trials):
@@ -594,7 +599,8 @@ class _Study:
 
     def _sum_up(self, run: Run, study: optuna.Study) -> None:
         trials = study.get_trials(deepcopy=False)
-        last = len(trials) - 1
+        # One that is still to come has a step of its own.
+        last = max((trial.number for trial in trials if trial.state.is_finished()), default=0)
         counts = Counter(trial.state for trial in trials)
         run.log_metrics({f"trials_{state.name.lower()}": counts[state] for state in _STATUSES}, last)
         if not counts[TrialState.COMPLETE]:

@@ -463,6 +463,17 @@ def test_ask_and_tell(callback, found):
     assert ("1", 0.1) == (parent.data.tags["best_trial"], parent.data.metrics["best_value"])
 
 
+def test_a_trial_that_is_only_asked_for_has_its_step_still_to_come(callback, found, history):
+    """Whoever reads the run meanwhile has the study summed up without it."""
+    study = study_of()
+    for value in (0.3, 0.1):
+        trial = study.ask({"x": FloatDistribution(-1, 1)})
+        assert callback.run is None or callback.run.is_ended
+        callback(study, study.tell(trial, value))
+    parent, _ = found(callback)
+    assert [(0, 0.3), (1, 0.1)] == history(parent, "best_value")
+
+
 # --- a trial that is over -------------------------------------------------------------------------
 
 
@@ -560,6 +571,23 @@ def test_the_end_comes_by_itself_and_the_study_goes_on(callback, found, deliver)
     parent, trials = found(callback)
     assert 4 == len(trials)
     assert "FINISHED" == parent.info.status
+
+
+def test_a_look_that_comes_late_ends_nothing(callback):
+    """It found the study to be over, waited for another one to record that, and meanwhile the study went on."""
+    study, ended = study_of(), []
+
+    @callback.track_in_mlflow()
+    def objective(trial):
+        if trial.number == 1:
+            callback._last.close()
+            ended.append(callback._run.is_ended)
+        return parabola(trial)
+
+    study.optimize(objective, n_trials=1, callbacks=[callback])
+    assert callback.run.is_ended
+    study.optimize(objective, n_trials=1, callbacks=[callback])
+    assert [False] == ended
 
 
 PROCESS = """
