@@ -357,20 +357,32 @@ def test_a_killed_courier_is_replaced_and_nothing_is_lost(
 
 
 @pytest.mark.server
-def test_an_exit_whose_courier_is_killed_leaves_at_once(server, home: Path, clean_courier: None) -> None:
+def test_an_exit_whose_courier_is_killed_leaves_at_once(
+    server, home: Path, clean_courier: None, tmp_path: Path
+) -> None:
     """It waits as long as files arrive, one after the other, and not for another courier."""
+    go = tmp_path / "go"
     with FaultyProxy(server.uri) as proxy:
-        proxy.fault = faults.delayed(0.1)
+        # Many prompt answers: late ones would end the wait after a moment, and so would a courier still to come.
+        proxy.fault = faults.delayed(0.05)
         process = start(
-            f"{OPEN}    for file in range(150): run.log_text('text', f'{{file}}.txt')",
+            f"{OPEN}    for file in range(300): run.log_text('text', f'{{file}}.txt')\n"
+            f"    while not os.path.exists({str(go)!r}): time.sleep(0.01)",
             MLFLOW_TRACKING_URI=proxy.uri,
         )
-        wait_until(lambda: sum("mlflow-artifacts" in path for path in proxy.requests) > 5, home=home)
+
+        def files() -> int:
+            return sum("mlflow-artifacts" in path for path in list(proxy.requests))
+
+        wait_until(files, home=home)
+        go.touch()
+        before = files()
+        wait_until(lambda: files() > before + 5, home=home)
         assert process.poll() is None
         stop_courier(home)
         began_s = time.monotonic()
         out, _ = process.communicate(timeout=60)
-        assert time.monotonic() - began_s < 1.5
+        assert time.monotonic() - began_s < 1.0
         assert 0 == process.returncode, out
 
 
