@@ -609,10 +609,7 @@ class _Study:
             best = study.best_trials
             run.log_metrics({"pareto_trials": len(best)}, last)
             run.log_dict([_facts(trial) for trial in best], "pareto_trials.json")
-        elif (top := self._best_trial(study)) is not None:
-            # Another process found it, or told a worse one at a higher step than any trial's of ours.
-            if self._told_best[1] != top.value or self._highest < last:
-                self._log_best(top, last)
+        elif (top := self._settled_best(study, last)) is not None:
             run.log_dict(_facts(top), "best_trial.json")
             found = self._best_run
             if found is not None and found.has_models and found.uid == self._uid_of(top.number):
@@ -625,6 +622,16 @@ class _Study:
         if differ:
             _log_importances(run, study)
         _log_plots(run, study, trials, with_importances=differ)
+
+    def _settled_best(self, study: optuna.Study, last: int) -> FrozenTrial | None:
+        """Return the best trial, which the curve has at its end: at step *last*, unless it has gone on meanwhile."""
+        with self._lock:
+            top = self._best_trial(study)
+            # Another process found it, or told a worse one at a higher step than any trial's of ours.
+            is_last = self._highest <= last
+            if top is not None and is_last and (self._told_best[1] != top.value or self._highest < last):
+                self._log_best(top, last)
+            return top
 
 
 _registry = threading.Lock()

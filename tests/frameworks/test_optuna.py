@@ -590,6 +590,32 @@ def test_a_look_that_comes_late_ends_nothing(callback):
     assert [False] == ended
 
 
+class Slow(optuna.storages.InMemoryStorage):
+    """While this one looks for the best trial, something happens, once."""
+
+    meanwhile = staticmethod(lambda: None)
+
+    def get_best_trial(self, study_id):
+        best, happens = super().get_best_trial(study_id), self.meanwhile
+        self.meanwhile = lambda: None
+        happens()
+        return best
+
+
+def test_a_trial_that_ends_while_the_study_is_summed_up_is_its_best(callback, found, history):
+    study = study_of(storage=Slow())
+
+    def tell(value):
+        callback(study, study.tell(study.ask({"x": FloatDistribution(-1, 1)}), value))
+
+    tell(0.3)
+    tell(0.1)
+    study._storage.meanwhile = lambda: tell(0.01)
+    assert not callback.run.is_ended
+    parent, _ = found(callback)
+    assert [(0, 0.3), (1, 0.1), (2, 0.01)] == history(parent, "best_value")
+
+
 PROCESS = """
 import os, signal, sys, threading
 import optuna
