@@ -137,6 +137,8 @@ def in_here(store, monkeypatch):
     """All in this process, its courier, too: what is run has many parts, and each process takes seconds to start."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLPIPELINE_DELIVERY", "thread")
+    # Beside a busy suite a store may take longer than a wait without progress lasts.
+    monkeypatch.setenv("MLPIPELINE_EXIT_WAIT_S", "60")
 
 
 @pytest.mark.slow

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
+import time
+import uuid
 
 import mlflow
 import numpy as np
@@ -19,6 +22,7 @@ from mlpipeline.models.data import load
 from mlpipeline.models.execution import handed_on, handed_on_model
 from mlpipeline.models.mlflow_integration import MLflowIntegratedTrainer
 from mlpipeline.models.settings import DataSection
+from mlpipeline.testing.faults import FaultyProxy
 
 NOBODY = "http://127.0.0.1:9"
 SPECIES = {"path": "birds.csv", "target": "species"}
@@ -172,6 +176,39 @@ def test_an_unreachable_destination_leaves_a_local_id(birds):
     assert result.success
     assert result.metadata["mlflow_run_id"].startswith("local-")
     assert (None, False) == (result.metadata["mlflow_model_version"], result.metadata["mlflow_is_delivered"])
+
+
+@pytest.mark.server
+def test_with_exit_wait_s_the_answer_waits_for_a_server_that_is_away(birds, server):
+    """A job that ends with its machine says how long; without it the answer is there after 2 seconds."""
+    with FaultyProxy(server.uri) as proxy:
+        proxy.down()
+        returns = threading.Timer(5, proxy.up)
+        returns.start()
+        result = train({"data": SPECIES}, proxy.uri, experiment_name=uuid.uuid4().hex, exit_wait_s=60)
+        returns.join()
+        assert (True, True) == (result.success, result.metadata["mlflow_is_delivered"])
+        run = MlflowClient(server.uri).get_run(result.metadata["mlflow_run_id"])
+        assert "FINISHED" == run.info.status
+
+
+@pytest.mark.process
+def test_who_has_waited_in_vain_for_the_answer_does_not_wait_again_at_exit(birds):
+    """A job's 8 seconds are 8 seconds in all."""
+    code = f"""
+import logging, time
+from mlpipeline.core.interfaces import ComponentType, ExecutionContext
+from mlpipeline.models.mlflow_integration import MLflowIntegratedTrainer
+context = ExecutionContext("a", "b", ComponentType.MODEL_TRAINING, {{"data": {SPECIES!r}}}, "out", logging.getLogger())
+began_s = time.monotonic()
+result = MLflowIntegratedTrainer(tracking_uri={NOBODY!r}, delivery="thread", exit_wait_s=8).execute(context)
+print(time.monotonic() - began_s > 8, result.metadata["mlflow_is_delivered"], flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert "True False\n" == process.stdout.readline()
+    began_s = time.monotonic()
+    assert 0 == process.wait(60)
+    assert time.monotonic() - began_s < 6
 
 
 def test_a_mistake_is_an_answer_that_names_it(birds, store_uri):

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from mlpipeline import MLflowConfig
+from mlpipeline.testing.faults import FaultyProxy
 from mlpipeline.tracking.opening import open_run
 
 TRAINING = """
@@ -42,6 +43,28 @@ def test_what_could_not_be_sent_is_told_with_the_way_to_send_it(store_uri, home)
     done = train(tracking_uri=store_uri, experiment_name="churn", run_name="first", delivery="offline")
     expected = f"mlpipeline: churn / first · 2 records wait in {home} · send them with: mlpipeline sync"
     assert [expected] == re.split(r"\n", done.stderr.strip())
+
+
+@pytest.mark.server
+def test_with_exit_wait_s_the_exit_insists(server):
+    """The server comes back after 4 seconds; the exit would not have waited for half of that."""
+    with FaultyProxy(server.uri) as proxy:
+        proxy.down()
+        code = TRAINING.format(
+            options=f"tracking_uri={proxy.uri!r}, experiment_name='insisted', exit_wait_s=60"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"{code}\nprint(flush=True)"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline()
+        time.sleep(4)
+        assert process.poll() is None
+        proxy.up()
+        _, told = process.communicate(timeout=70)
+    assert re.fullmatch(rf"mlpipeline: insisted / \S+ · {proxy.uri}/\S+/runs/[0-9a-f]{{32}}\n", told)
 
 
 @pytest.mark.process

@@ -149,7 +149,7 @@ class MLflowConfig:
         10.0, "Seconds without progress after which a start goes on with a local run id."
     )
     exit_wait_s: float | None = _option(
-        None, "Seconds to insist on delivery at exit. None: while it makes progress."
+        None, "Seconds to insist on delivery at exit, or at a component's end. None: while it makes progress."
     )
 
     _given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from mlpipeline.core.credentials import public_uri
 from mlpipeline.core.errors import UsageError
 from mlpipeline.core.interfaces import ExecutionContext, ExecutionResult
+from mlpipeline.tracking import closing
 from mlpipeline.tracking.account import LOCAL_PREFIX
 from mlpipeline.tracking.opening import open_run
 from mlpipeline.tracking.trainings import kind_of, status_of
@@ -94,6 +95,8 @@ def _own(facts: Mapping[str, Any]) -> dict[str, Any]:
 def recording(config: MLflowConfig, context: ExecutionContext, **options: Any) -> Iterator[Run]:
     """Open a run for a stage, end it with what became of the block, and wait until it is in MLflow.
 
+    The wait lasts as long as delivery makes progress, and ``exit_wait_s`` at least.
+
     Args:
         config: The run's configuration.
         context: The stage; its names become tags.
@@ -113,11 +116,11 @@ def recording(config: MLflowConfig, context: ExecutionContext, **options: Any) -
             run.set_tags({"exception": type(error).__name__, "exception_message": str(error)[:5000]})
         run.end(status_of(kind_of(error)))
         if isinstance(error, Exception):  # who wants to stop is not kept waiting
-            run.wait()
+            closing.insist(run)
             _recorded.get({}).update(facts_of(run))
         raise
     run.end()
-    run.wait()
+    closing.insist(run)
 
 
 def note(facts: Mapping[str, Any]) -> None:

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from mlpipeline.tracking.home import Home
     from mlpipeline.tracking.run import Run
 
+    _Place = tuple[Home | None, Destination]
+
 _runs: dict[str, Run] = {}
 _last_words: list[Callable[[], None]] = []
+_in_vain: set[_Place | None] = set()
 _SETTLE_EVERY_S = 0.5
 _SETTLED_AT_ONCE = 100
 _state: dict[str, Any] = {"is_armed": False, "settled_s": 0.0}
@@ -66,6 +69,20 @@ def before_exit(speak: Callable[[], None]) -> None:
 def watched() -> list[Run]:
     """Return the runs that this process opened and that are not settled yet."""
     return list(_runs.values())
+
+
+def insist(run: Run) -> None:
+    """Wait for a run that has ended as the exit would: as long as its ``exit_wait_s`` says.
+
+    Where that was in vain, the exit does not insist once more on what goes to the same place.
+    """
+    run.wait(insist_s=run.config.exit_wait_s)
+    if (place := _place(run)) is not None and run.config.exit_wait_s:
+        (_in_vain.discard if run.is_delivered() else _in_vain.add)(place)
+
+
+def _place(run: Run) -> _Place | None:
+    return (run.home, run.destination) if run.is_enabled else None
 
 
 def wait_for(destination: Destination, runs: Iterable[Run] = ()) -> None:
@@ -127,11 +144,12 @@ def _close_all() -> None:
         for run in reversed(runs):
             run.end(status)
         durability.finish()
-        insist_s = max((run.config.exit_wait_s or 0.0 for run in runs), default=0.0)
+        awaited = [run for run in runs if _place(run) not in _in_vain]
+        insist_s = max((run.config.exit_wait_s or 0.0 for run in awaited), default=0.0)
         deadline_s = time.monotonic() + insist_s
-        stuck: set[tuple[Home | None, Destination] | None] = set()
+        stuck: set[_Place | None] = set()
         for run in runs:
-            place = (run.home, run.destination) if run.is_enabled else None
+            place = _place(run)
             if place in stuck and time.monotonic() >= deadline_s:
                 run.tell()  # nothing moved there for as long as one waits, and one waits once
                 forget(run)
