@@ -559,8 +559,9 @@ class _Study:
             moves, study = self._moves, self._study
             if study is None or self._run is None:
                 return
+            # It was over when somebody looked, who may have waited since for another one to close it.
             if not is_final and self._goes_on():
-                return  # again, since it was found to be over: another one was closing it till now
+                return
             found = self._what_ended(study)
             kind = kind or found
             for number in list(self._trials):
