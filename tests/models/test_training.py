@@ -204,11 +204,11 @@ began_s = time.monotonic()
 result = MLflowIntegratedTrainer(tracking_uri={NOBODY!r}, delivery="thread", exit_wait_s=8).execute(context)
 print(time.monotonic() - began_s > 8, result.metadata["mlflow_is_delivered"], flush=True)
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert "True False\n" == process.stdout.readline()
-    began_s = time.monotonic()
-    assert 0 == process.wait(60)
-    assert time.monotonic() - began_s < 6
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert "True False\n" == process.stdout.readline()
+        began_s = time.monotonic()
+        assert 0 == process.wait(60)
+        assert time.monotonic() - began_s < 6
 
 
 def test_a_mistake_is_an_answer_that_names_it(birds, store_uri):

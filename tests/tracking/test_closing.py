@@ -53,17 +53,14 @@ def test_with_exit_wait_s_the_exit_insists(server):
         code = TRAINING.format(
             options=f"tracking_uri={proxy.uri!r}, experiment_name='insisted', exit_wait_s=60"
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", f"{code}\nprint(flush=True)"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout.readline()
-        time.sleep(4)
-        assert process.poll() is None
-        proxy.up()
-        _, told = process.communicate(timeout=70)
+        command = [sys.executable, "-c", f"{code}\nprint(flush=True)"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+            assert process.stdout.readline()
+            time.sleep(4)
+            assert process.poll() is None
+            proxy.up()
+            _, told = process.communicate(timeout=70)
     assert re.fullmatch(rf"mlpipeline: insisted / \S+ · {proxy.uri}/\S+/runs/[0-9a-f]{{32}}\n", told)
 
 
