@@ -4,6 +4,8 @@ A run left open gets the status of the interpreter's exit: FINISHED after a norm
 an unhandled exception, KILLED after Ctrl-C; in IPython, where an exception ends a cell and not the
 session, FINISHED. A training in the middle never finished: see `trainings`. A signal that kills the
 process ends it before this code: then the freed lock tells the courier, and the run becomes KILLED.
+
+Who must know before the exit whether a run was delivered, as a component's answer does, waits by `insist`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 _runs: dict[str, Run] = {}
 _last_words: list[Callable[[], None]] = []
-_in_vain: set[_Place | None] = set()
+_in_vain: set[_Place] = set()
 _SETTLE_EVERY_S = 0.5
 _SETTLED_AT_ONCE = 100
 _state: dict[str, Any] = {"is_armed": False, "settled_s": 0.0}
@@ -77,8 +79,12 @@ def insist(run: Run) -> None:
     Where that was in vain, the exit does not insist once more on what goes to the same place.
     """
     run.wait(insist_s=run.config.exit_wait_s)
-    if (place := _place(run)) is not None and run.config.exit_wait_s:
-        (_in_vain.discard if run.is_delivered() else _in_vain.add)(place)
+    if (place := _place(run)) is None:
+        return
+    if run.is_delivered():
+        _in_vain.discard(place)
+    elif run.config.exit_wait_s:
+        _in_vain.add(place)
 
 
 def _place(run: Run) -> _Place | None:
@@ -147,7 +153,7 @@ def _close_all() -> None:
         awaited = [run for run in runs if _place(run) not in _in_vain]
         insist_s = max((run.config.exit_wait_s or 0.0 for run in awaited), default=0.0)
         deadline_s = time.monotonic() + insist_s
-        stuck: set[_Place | None] = set()
+        stuck: set[_Place] = set()
         for run in runs:
             place = _place(run)
             if place in stuck and time.monotonic() >= deadline_s:
@@ -179,6 +185,7 @@ def _interrupted_still() -> None:
 def _after_fork_in_child() -> None:
     # They are the parent's, whose exit ends them and waits for them.
     _runs.clear()
+    _in_vain.clear()
     atexit.unregister(_close_all)
     _state["is_armed"] = False
 
