@@ -205,7 +205,8 @@ class MLflowCallback(Recorded, keras.callbacks.Callback):
             sizes["training"]["batch_size"] = self._batch_size or rows["training"]
             run.log_params({"data": sizes})
         if self._best is not None:
-            self._best.look(metrics, epoch, step)
+            with unharmed("whether the epoch is the best"):
+                self._best.look(metrics, epoch, step)
         if self._rules.log_model == "all" and run.is_enabled:
             with unharmed(f"the model of epoch {epoch}"):
                 signature = self._signature(run)
@@ -314,7 +315,7 @@ class _Best:
         value = metrics.get(self.monitor)
         if value is None or not math.isfinite(value):  # nothing is ever better than a first NaN
             return
-        before = self._judge.best
+        before = getattr(self._judge, "best", None)  # Keras before 3.11 has none until the first epoch
         try:
             self._judge.on_epoch_end(epoch, {self.monitor: value})
         except ValueError:
