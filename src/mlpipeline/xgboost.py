@@ -253,7 +253,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         facts: dict[str, float] = {"num_boosted_rounds": model.num_boosted_rounds()}
         score = None
         if best is not None:
-            score = float(model.attr("best_score"))
+            score = _number(model.attr("best_score"))
             facts |= {"best_iteration": best, "best_score": score, "stopped_iteration": last}
         found = {last: facts}
         for name, metric, curve in _curves(self._history, rounds):
@@ -351,6 +351,11 @@ def _shortest(value: Any) -> Any:
 
 def _stopping(model: Any) -> tuple[str | None, str | None]:
     return model.attr("best_iteration"), model.attr("best_score")
+
+
+def _number(score: str) -> float:
+    """Return a best score; of a cross-validation XGBoost 2 writes mean and deviation, "(0.17, 0.04)"."""
+    return float(score.strip("(").partition(",")[0])
 
 
 def _length(history: Mapping[str, Mapping[str, list[Any]]]) -> int:
