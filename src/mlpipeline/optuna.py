@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -719,9 +720,14 @@ def _log_importances(run: Run, study: optuna.Study) -> None:
     # PED-ANOVA takes milliseconds where Optuna's older default takes 14 s for 1000 trials, and it
     # draws no random numbers. With several objectives older releases need to be told which.
     with suppress(ValueError, RuntimeError):
-        run.log_dict(
-            get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()), "param_importances.json"
-        )
+        run.log_dict(get_param_importances(study, evaluator=_evaluator()), "param_importances.json")
+
+
+def _evaluator() -> PedAnovaImportanceEvaluator:
+    # Optuna 4 calls it experimental, by a warning at each, under which its own __init__ lies.
+    made = PedAnovaImportanceEvaluator.__new__(PedAnovaImportanceEvaluator)
+    inspect.unwrap(PedAnovaImportanceEvaluator.__init__)(made)
+    return made
 
 
 def _log_plots(run: Run, study: optuna.Study, trials: list[FrozenTrial], *, with_importances: bool) -> None:
@@ -730,7 +736,7 @@ def _log_plots(run: Run, study: optuna.Study, trials: list[FrozenTrial], *, with
         return
     from optuna import visualization as draw
 
-    evaluator = PedAnovaImportanceEvaluator()
+    evaluator = _evaluator()
     plots: dict[str, Callable[[], Any]] = {}
     if len(study.directions) == 1:
         plots["optimization_history"] = lambda: draw.plot_optimization_history(study)
