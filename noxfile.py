@@ -1,7 +1,7 @@
 """What can be run on this repository: `nox -l` lists it, `nox` runs tests, lint and types.
 
 Sessions install with the tested set of versions (constraints.txt) and keep their environments, so
-that a second run is quick. Only `tests`, `contract`, `faults` and `bench` install the frameworks.
+that a second run is quick. Only `tests`, `oldest`, `contract`, `faults` and `bench` install the frameworks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import pathlib
 
 import nox
+from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).parent
 
@@ -90,6 +91,28 @@ def faults(session: nox.Session) -> None:
     # One after the other: what a fault costs in seconds is measured.
     wanted = ["-m", "faults or not faults", "--page", *session.posargs]
     session.run("pytest", "tests/faults", *wanted, env=QUIET)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """Run the tests with the oldest versions that pyproject.toml admits; what needs a newer one is left out."""
+    session.install(*oldest_versions(), "-e", ".[all,dev]")
+    # Not the pages: they show what the newest have.
+    session.run("pytest", *PARALLEL, *(session.posargs or ["tests"]), env=QUIET)
+
+
+def oldest_versions() -> list[str]:
+    """Return what is used with this package, but for tests of one's own: each in the oldest version that it accepts."""
+    project = nox.project.load_toml(ROOT / "pyproject.toml")["project"]
+    extras = {
+        name: given
+        for name, given in project["optional-dependencies"].items()
+        if name not in {"all", "dev", "docs", "testing"}
+    }
+    found = [Requirement(one) for given in (project["dependencies"], *extras.values()) for one in given]
+    oldest = {one.name: rule.version for one in found for rule in one.specifier if rule.operator == ">="}
+    # Of torch the one CPU build that is to be had, see constraints.txt.
+    return [f"{name}=={version}" for name, version in (oldest | {"torch": "2.13.0"}).items()]
 
 
 @nox.session

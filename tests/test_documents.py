@@ -34,6 +34,16 @@ def test_every_other_name_of_an_option_is_in_the_table():
     assert aliases == dict(found)
 
 
+def test_the_versions_that_the_readme_names_are_those_of_the_package():
+    """The oldest of each, which `nox -s oldest` takes."""
+    names = dict.fromkeys(("MLflow", "Lightning", "XGBoost", "Optuna", "scikit-learn", "Keras", "PyTorch"))
+    found = dict(re.findall(r"([A-Za-z-]+) (\d[\d.]*\d)(?=,| and )", (ROOT / "README.md").read_text("utf-8")))
+    required = dict(re.findall(r'"([a-z-]+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text("utf-8")))
+    assert {name: required[{"PyTorch": "torch"}.get(name, name.lower())] for name in names} == {
+        name: found.get(name) for name in names
+    }
+
+
 def test_every_name_ascribed_to_autolog_is_one_of_its_arguments():
     """Of the module that is named, or of any of those for our frameworks."""
     import mlflow.pytorch

@@ -584,6 +584,7 @@ def test_a_training_that_raised_is_never_finished():
         assert ["FAILED", "FAILED", "FINISHED", "KILLED"] == recorded.statuses
 
 
+@pytest.mark.needs("keras>=3.7")
 def test_a_training_that_raised_is_not_finished_by_what_comes_after():
     """An evaluation of the model, or a fit of no epochs."""
     model, callback = net(), MLflowCallback(log_model=False)

@@ -137,7 +137,7 @@ def written(logger: CSVLogger) -> dict[str, list[tuple[int, float]]]:
         for row in csv.DictReader(file):
             for name, value in row.items():
                 if name != "step" and value:
-                    found.setdefault(name, []).append((int(row["step"]), float(value)))
+                    found.setdefault(name, []).append((int(float(row["step"])), float(value)))
     return {name: sorted(pairs) for name, pairs in found.items()}
 
 

@@ -190,6 +190,7 @@ def test_no_object_of_the_users_changes():
 # --- what is recorded --------------------------------------------------------------------------------
 
 
+@pytest.mark.needs("scikit-learn>=1.9")
 def test_a_classifier_is_recorded_under_the_names_of_autolog(offline, runs, store_uri, mlflow_client):
     """Params, metrics, plots, dataset, model, status; and the run's id is MLflow's."""
     config = offline.replace(log_model=True, log_artifacts=True)
@@ -412,6 +413,7 @@ def test_nothing_is_recorded_when_disabled():
     assert (442,) == wrapper.predict(DIABETES).shape
 
 
+@pytest.mark.needs("scikit-learn>=1.9")
 def test_the_iterations_of_an_estimator_are_recorded():
     """Where scikit-learn has callbacks: their number is the estimator's own."""
     with record() as recorded:
@@ -423,6 +425,7 @@ def test_the_iterations_of_an_estimator_are_recorded():
     assert "FINISHED" == recorded.statuses[0]
 
 
+@pytest.mark.needs("scikit-learn>=1.9")
 def test_a_pipelines_cache_works_as_without_us(tmp_path):
     """Our hook is not part of what is cached: the second fit takes the first one's steps."""
     pipeline = make_pipeline(StandardScaler(), Ridge(), memory=joblib.Memory(tmp_path, verbose=0))
@@ -578,6 +581,7 @@ def test_threads_and_joblib_keep_their_runs_apart(offline, runs):
     assert [found["3.0"].info.run_id, found["4.0"].info.run_id] == [wrapper.run_id_ for wrapper in fitted]
 
 
+@pytest.mark.needs("scikit-learn>=1.8")
 def test_metadata_is_routed_as_the_estimator_requests():
     """Through the wrapper, a pipeline around it, and a cross-validation around that."""
     weights = np.where(SPECIES == 0, 10.0, 0.1)

@@ -188,6 +188,7 @@ def test_a_search_is_the_same_and_has_a_child_per_candidate(kind, offline, tree)
     assert {f"best_{name}" for name in wrapper.best_params_} <= root.data.params.keys()
 
 
+@pytest.mark.needs("scikit-learn>=1.9")
 def test_folds_of_workers_are_recorded_with_their_own_times(offline, tree, store_uri, mlflow_client):
     """From joblib's processes: scores by fold, and candidates that begin one after the other."""
     search = GridSearchCV(SVC(), {"C": [0.1, 1, 10]}, cv=3, n_jobs=2)
@@ -219,6 +220,7 @@ class Peeking(SVC):
         return super().fit(X, y)
 
 
+@pytest.mark.needs("scikit-learn>=1.9")
 def test_children_are_there_while_the_search_goes_on(offline, home):
     """Not afterwards, as autolog's are: the fit of the best sees them all."""
     search = GridSearchCV(Peeking(home=str(home)), {"C": [0.1, 1, 10]}, cv=2, n_jobs=2)
@@ -226,6 +228,7 @@ def test_children_are_there_while_the_search_goes_on(offline, home):
     assert 1 + 3 == wrapper.best_estimator_.seen_
 
 
+@pytest.mark.needs("scikit-learn>=1.9")
 def test_a_candidate_that_fails_is_a_failed_run_with_the_reason(offline, tree):
     """In a worker too; the other candidates are FINISHED."""
     MLflowEstimator(GridSearchCV(Fussy(), {"depth": [1, 0, 2]}, cv=3, n_jobs=2), offline).fit(X, Y)
@@ -237,6 +240,7 @@ def test_a_candidate_that_fails_is_a_failed_run_with_the_reason(offline, tree):
 @pytest.mark.parametrize(
     ("depth", "error", "status"), [(0, ZeroDivisionError, "FAILED"), (-1, KeyboardInterrupt, "KILLED")]
 )
+@pytest.mark.needs("scikit-learn>=1.9")
 def test_what_ends_a_search_ends_its_runs(depth, error, status, offline, tree):
     """The candidates before it are whole, the one that it met has its folds up to then."""
     search = GridSearchCV(Fussy(), {"depth": [1, depth, 2]}, cv=3, error_score="raise")
@@ -302,6 +306,7 @@ def test_without_refit_there_is_no_model():
     assert not hasattr(wrapper, "predict")
 
 
+@pytest.mark.needs("scikit-learn>=1.9")
 def test_the_users_own_callbacks_are_told_as_ever():
     """Ours is one more, and gone afterwards."""
     told = []
@@ -399,6 +404,7 @@ def test_what_a_search_prints_stays(capsys):
     assert [line.split(" total time")[0] for line in plain] == [line.split(" total time")[0] for line in ours]
 
 
+@pytest.mark.needs("scikit-learn>=1.9")
 def test_time_passes_in_the_children_as_it_did(offline, tree):
     """A child lasts as long as its folds took, and begins when its first fold did."""
 

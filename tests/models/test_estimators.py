@@ -20,6 +20,7 @@ def made(**given):
     return make(section, kind_of(section, None))
 
 
+@pytest.mark.needs("scikit-learn>=1.7")
 def test_every_classifier_and_regressor_of_scikit_learn_has_a_name():
     """Those that are made around others, too: what they need is among the parameters, as a mapping."""
     tree = {"model_type": "decision_tree_classifier"}

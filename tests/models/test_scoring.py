@@ -150,6 +150,7 @@ def test_the_roc_of_three_classes_is_one_versus_rest(three_classes):
     assert pytest.approx(other) == found["roc_auc_ovo"]
 
 
+@pytest.mark.needs("scikit-learn>=1.8")
 def test_labels_that_are_words_have_the_greater_one_in_view():
     """As predict_proba's last column; scikit-learn's own f1 refuses them."""
     words = np.where(CANCER_Y == 1, "yes", "no")
