@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import os
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from mlpipeline.tracking import durability, trainings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from types import FrameType
 
     from mlpipeline.tracking.destination import Destination
     from mlpipeline.tracking.home import Home
@@ -34,7 +36,7 @@ _last_words: list[Callable[[], None]] = []
 _in_vain: set[_Place] = set()
 _SETTLE_EVERY_S = 0.5
 _SETTLED_AT_ONCE = 100
-_state: dict[str, Any] = {"is_armed": False, "settled_s": 0.0}
+_state: dict[str, Any] = {"is_armed": False, "settled_s": 0.0, "lost": None}
 
 
 def watch(run: Run) -> None:
@@ -111,6 +113,12 @@ def _arm() -> None:
         from multiprocessing.util import Finalize
 
         Finalize(None, _close_all, exitpriority=100)
+        if sys.version_info >= (3, 13):
+            # There it is over by then, and nothing is left of it but an exit code, in a frame that ends before the exit.
+            with contextlib.suppress(
+                AttributeError, RuntimeError
+            ):  # not public, and not while threading shuts down
+                threading._register_atexit(_note_how_it_ended)  # type: ignore[attr-defined]  # noqa: SLF001
         return
     atexit.register(_close_all)
 
@@ -129,7 +137,16 @@ def exit_status() -> str:
 
 def _last_exception() -> type[BaseException] | None:
     in_flight = sys.exc_info()[0]
-    return in_flight if in_flight is not None else getattr(sys, "last_type", None)
+    return in_flight if in_flight is not None else getattr(sys, "last_type", _state["lost"])
+
+
+def _note_how_it_ended() -> None:
+    """Look at the exit code of a child of multiprocessing: 1 is an exception, Ctrl-C too, seldom ``sys.exit(1)``."""
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001
+    while frame is not None and frame.f_code.co_name != "_bootstrap":
+        frame = frame.f_back
+    if frame is not None and frame.f_locals.get("exitcode") == 1:
+        _state["lost"] = Exception
 
 
 def _is_interactive() -> bool:
@@ -187,7 +204,7 @@ def _after_fork_in_child() -> None:
     _runs.clear()
     _in_vain.clear()
     atexit.unregister(_close_all)
-    _state["is_armed"] = False
+    _state.update(is_armed=False, lost=None)
 
 
 if hasattr(os, "register_at_fork"):
