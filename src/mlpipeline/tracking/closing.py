@@ -115,9 +115,8 @@ def _arm() -> None:
         Finalize(None, _close_all, exitpriority=100)
         if sys.version_info >= (3, 13):
             # There it is over by then, and nothing is left of it but an exit code, in a frame that ends before the exit.
-            with contextlib.suppress(
-                AttributeError, RuntimeError
-            ):  # not public, and not while threading shuts down
+            # What sees that frame is not public, and refuses while the threads shut down.
+            with contextlib.suppress(AttributeError, RuntimeError):
                 threading._register_atexit(_note_how_it_ended)  # type: ignore[attr-defined]  # noqa: SLF001
         return
     atexit.register(_close_all)
