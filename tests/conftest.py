@@ -18,17 +18,16 @@ if TYPE_CHECKING:
 
     from mlflow import MlflowClient
 
+ADMIN_PASSWORD = "a-password-of-twelve"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out what needs a newer version of something than is installed."""
     for item in items:
         for marker in item.iter_markers("needs"):
             needed = Requirement(marker.args[0])
-            if not needed.specifier.contains(metadata.version(needed.name)):
+            if not needed.specifier.contains(metadata.version(needed.name), prereleases=True):
                 item.add_marker(pytest.mark.skip(f"needs {needed}"))
-
-
-ADMIN_PASSWORD = "a-password-of-twelve"
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,7 @@ def test_every_other_name_of_an_option_is_in_the_table():
 
 def test_the_versions_that_the_readme_names_are_those_of_the_package():
     """The oldest of each, which `nox -s oldest` takes."""
-    names = dict.fromkeys(("MLflow", "Lightning", "XGBoost", "Optuna", "scikit-learn", "Keras", "PyTorch"))
+    names = ("MLflow", "Lightning", "XGBoost", "Optuna", "scikit-learn", "Keras", "PyTorch")
     found = dict(re.findall(r"([A-Za-z-]+) (\d[\d.]*\d)(?=,| and )", (ROOT / "README.md").read_text("utf-8")))
     required = dict(re.findall(r'"([a-z-]+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text("utf-8")))
     assert {name: required[{"PyTorch": "torch"}.get(name, name.lower())] for name in names} == {
