@@ -102,7 +102,7 @@ def oldest(session: nox.Session) -> None:
 
 
 def oldest_versions() -> list[str]:
-    """Return what is used with this package, but for tests of one's own: each in the oldest version that it accepts."""
+    """Return the dependencies, and those of the frameworks' extras, each in the oldest version that is accepted."""
     project = nox.project.load_toml(ROOT / "pyproject.toml")["project"]
     extras = {
         name: given
