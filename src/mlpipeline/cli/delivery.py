@@ -7,7 +7,6 @@ records for good (``mlpipeline status`` lists them).
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -40,6 +39,8 @@ _json = click.option("--json", "is_json", is_flag=True, help="Print one JSON obj
 )
 def sync(journal_dir: str | None, is_json: bool, any_user: bool) -> None:
     """Send everything that waits in the journals, now."""
+    import logging
+
     from mlpipeline.tracking.account import DeliveryCounts, accounts, counts_of
     from mlpipeline.tracking.home import Home
     from mlpipeline.tracking.sink import quiet_mlflow

@@ -7,10 +7,8 @@ exported, too), or the port or the file cannot be had.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,6 +42,8 @@ def export(
     The newest metrics of every model version that an alias points to, runs by status, and what is on
     its way to MLflow, was refused or lost. Without --output and --serve: to standard output.
     """
+    from pathlib import Path
+
     from mlpipeline.tracking import export as exporting
     from mlpipeline.tracking.home import Home
     from mlpipeline.tracking.opening import destination_of, resolved
@@ -75,6 +75,8 @@ def export(
 
 
 def _serve(exporter: Exporter, host: str, port: int, every_s: float, *, is_json: bool) -> None:
+    import signal
+
     from prometheus_client import CollectorRegistry, start_http_server
 
     registry = CollectorRegistry()

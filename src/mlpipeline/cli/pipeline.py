@@ -11,7 +11,6 @@ Exit codes: 0 done and in MLflow; 1 the stage failed; 2 the file or the command 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from mlpipeline.cli.console import EXIT_FAILED, EXIT_UNDELIVERED, json_option, t
 from mlpipeline.core.errors import ConfigError, MLPipelineError
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Callable, Iterator
 
     from mlpipeline.core.config import MLflowConfig
@@ -138,17 +138,17 @@ def _module(stage: str) -> Any:
     return import_module(f"mlpipeline.models.{stage}")
 
 
-class _Progress(logging.Handler):
-    """What the package has to say, on standard error; a failure is told once, with the result."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.ERROR:
-            click.echo(record.getMessage(), err=True)
-
-
 @contextmanager
 def _telling_progress(component: logging.Logger) -> Iterator[None]:
-    ours, handler = logging.getLogger("mlpipeline"), _Progress()
+    """Tell what the package has to say, on standard error; a failure is told once, with the result."""
+    import logging
+
+    class Progress(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno < logging.ERROR:
+                click.echo(record.getMessage(), err=True)
+
+    ours, handler = logging.getLogger("mlpipeline"), Progress()
     level = component.level
     ours.addHandler(handler)
     component.setLevel(logging.INFO)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -105,7 +104,7 @@ def show(run_id: str, is_json: bool, **options: Any) -> None:
 @click.option(
     "--html",
     "page",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    type=click.Path(dir_okay=False, writable=True),
     default=None,
     help="Also write a page with the table and the curves of the metrics.",
 )
@@ -117,11 +116,13 @@ def compare(
     only_differences: bool,
     aggregate: Any,
     metrics: tuple[str, ...],
-    page: Path | None,
+    page: str | None,
     is_json: bool,
     **options: Any,
 ) -> None:
     """Set runs beside each other. Those that are only here yet are read from their journals."""
+    from pathlib import Path
+
     from mlpipeline.tracking.comparison import as_html, as_table
 
     tracker = _tracker(run_ids, **options)
@@ -130,7 +131,7 @@ def compare(
     )
     if page is not None:
         curves = tracker.metric_histories(list(frame.index), frame.attrs["metrics"], points=_POINTS)
-        page.write_text(as_html(frame, curves), "utf-8")
+        Path(page).write_text(as_html(frame, curves), "utf-8")
         click.echo(f"written: {page}", err=True)
     content = json.loads(frame.reset_index().to_json(orient="records", date_format="iso"))
     tell(content, is_json=is_json, text=lambda: as_table(frame))

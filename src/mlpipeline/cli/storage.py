@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,6 +26,7 @@ from mlpipeline.cli.console import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from mlpipeline.core.config import MLflowConfig
     from mlpipeline.tracking.cleaning import Outcome, Plan
@@ -85,7 +85,7 @@ def report(experiments: tuple[str, ...], top: int, is_json: bool, **options: Any
 @click.option(
     "--archive",
     "folder",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False),
     default=None,
     help="Where each run is kept as a .tar.gz. Default: mlpipeline-archive beside a SQLite file, else here.",
 )
@@ -105,7 +105,7 @@ def clean(
     keep_best: tuple[str, ...],
     protect_registered: bool,
     is_dry_run: bool,
-    folder: Path | None,
+    folder: str | None,
     purges: bool,
     journal_dir: str | None,
     is_confirmed: bool,
@@ -128,7 +128,7 @@ def clean(
     if purges:
         cleaning.check_purge(where)
     rules = cleaning.Rules(older_than, tuple(map(cleaning.Best.parse, keep_best)), protect_registered)
-    place = (folder or _default_folder(where)).absolute()
+    place = _folder(folder, where).absolute()
     home = Home.at(config.resolved().journal_dir)
     plan = cleaning.plan(where, home, rules, experiments, track=_tracked)
     outcomes: list[Outcome] = []
@@ -158,7 +158,11 @@ def _destination(config: MLflowConfig) -> Destination:
     return found
 
 
-def _default_folder(where: Destination) -> Path:
+def _folder(given: str | None, where: Destination) -> Path:
+    from pathlib import Path
+
+    if given is not None:
+        return Path(given)
     beside = where.sqlite_file().parent if where.is_sqlite else Path.cwd()
     return beside / "mlpipeline-archive"
 

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import webbrowser
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,6 +52,8 @@ def ui(host: str, port: int, opens: bool, is_json: bool, **options: Any) -> None
         url = public_uri(where.tracking_uri)
         click.echo(json.dumps({"url": url}) if is_json else url)
         if opens:
+            import webbrowser
+
             webbrowser.open(url)
         return
     check_store(where)
@@ -65,6 +64,8 @@ def ui(host: str, port: int, opens: bool, is_json: bool, **options: Any) -> None
     else:
         click.echo(f"{url} shows {public_uri(where.tracking_uri)}; Ctrl-C ends it")
     if opens:
+        import subprocess
+
         subprocess.Popen([sys.executable, "-c", _OPEN, url, host, str(port)], start_new_session=True)
     sys.stdout.flush()
     os.execvpe(arguments[0], arguments, environ)  # noqa: S606 - a list of arguments, no shell
@@ -76,6 +77,8 @@ def command(where: Destination, host: str, port: int) -> tuple[list[str], dict[s
     The database's URI travels in the environment, because it may hold a password and every user sees
     the arguments of a process.
     """
+    from pathlib import Path
+
     environ = {
         **os.environ,
         "MLFLOW_BACKEND_STORE_URI": with_credentials(where.tracking_uri),
