@@ -21,8 +21,14 @@ nox.options.error_on_external_run = True
 
 # A file stays with one worker, for its fixtures; conftest.py says which come first.
 PARALLEL = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")
-# MLflow knows the one, the packages beside it the other; both only in this spelling.
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+ENVIRON = {
+    # MLflow knows the one, the packages beside it the other; both only in this spelling.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    # Containers like to say 1, and each of a test's many processes would compile this package again: a third of the
+    # CPU time that an import of it takes. Installed packages come compiled.
+    "PYTHONDONTWRITEBYTECODE": "",
+}
 
 
 def install(session: nox.Session, *packages: str) -> None:
@@ -49,7 +55,7 @@ def demo(session: nox.Session) -> None:
         session.log(f"Everything goes to {folder}; the next run compares itself with this one")
         for command in commands:
             # The journal too, so that deleting the folder leaves nothing behind.
-            session.run(*command, env={**QUIET, "MLPIPELINE_HOME": str(folder / "home")})
+            session.run(*command, env={**ENVIRON, "MLPIPELINE_HOME": str(folder / "home")})
 
 
 @nox.session
@@ -65,7 +71,7 @@ def notebooks(session: nox.Session) -> None:
             if not named or path.stem in named:
                 session.run(
                     *("jupyter", "execute", str(path), *(options or [f"--output={folder / path.name}"])),
-                    env={**QUIET, "MLPIPELINE_HOME": str(folder / "home")},
+                    env={**ENVIRON, "MLPIPELINE_HOME": str(folder / "home")},
                 )
 
 
@@ -74,14 +80,14 @@ def tests(session: nox.Session) -> None:
     """Run the tests and the code blocks of README and docs, with every framework installed."""
     install(session, "-e", ".[all,dev]")
     # Three at a time on two cores: most of them wait for processes and servers.
-    session.run("pytest", *PARALLEL, *session.posargs, env=QUIET)
+    session.run("pytest", *PARALLEL, *session.posargs, env=ENVIRON)
 
 
 @nox.session
 def contract(session: nox.Session) -> None:
     """Try the rules of the contract on every integration, and print the table rule x integration."""
     install(session, "-e", ".[all,dev]")
-    session.run("pytest", "tests/contract", *session.posargs, env=QUIET)
+    session.run("pytest", "tests/contract", *session.posargs, env=ENVIRON)
 
 
 @nox.session
@@ -90,7 +96,7 @@ def faults(session: nox.Session) -> None:
     install(session, "-e", ".[all,dev]")
     # One after the other: what a fault costs in seconds is measured.
     wanted = ["-m", "faults or not faults", "--page", *session.posargs]
-    session.run("pytest", "tests/faults", *wanted, env=QUIET)
+    session.run("pytest", "tests/faults", *wanted, env=ENVIRON)
 
 
 @nox.session
@@ -98,7 +104,7 @@ def oldest(session: nox.Session) -> None:
     """Run the tests with the oldest versions that pyproject.toml admits; what needs a newer one is left out."""
     session.install(*oldest_versions(), "-e", ".[all,dev]")
     # Not the pages: they show what the newest have.
-    session.run("pytest", *PARALLEL, *(session.posargs or ["tests"]), env=QUIET)
+    session.run("pytest", *PARALLEL, *(session.posargs or ["tests"]), env=ENVIRON)
 
 
 def oldest_versions() -> list[str]:
@@ -173,5 +179,5 @@ def bench(session: nox.Session) -> None:
     for name in wanted:
         script, *options = BENCHMARKS.get(name, (name,))
         kept = ("--json", str(results / f"{name}.json")) if name in BENCHMARKS else ()
-        session.run("python", str(ROOT / "benchmarks" / f"{script}.py"), *options, *kept, env=QUIET)
-    session.run("python", str(ROOT / "benchmarks" / "report.py"), "--page", env=QUIET)
+        session.run("python", str(ROOT / "benchmarks" / f"{script}.py"), *options, *kept, env=ENVIRON)
+    session.run("python", str(ROOT / "benchmarks" / "report.py"), "--page", env=ENVIRON)
