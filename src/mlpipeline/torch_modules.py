@@ -27,6 +27,8 @@ try:
 except ImportError as missing:
     raise MissingExtraError("torch", "torch") from missing
 
+logger = logging.getLogger("mlpipeline")
+
 _HASHED_BYTES = 64 * 2**20
 
 
@@ -272,11 +274,14 @@ def learning_rates(optimizers: Iterable[Any]) -> dict[str, float]:
 def rows_of(batch: Any) -> int:
     """Return how many rows a batch of any nesting has; 0 where there is no tensor to tell."""
     # In this order, and the shape asked for once: it is called at every step, and each miss of an attribute costs.
-    while isinstance(batch, (list, tuple)) and batch:
-        batch = batch[0]
-    if (shape := getattr(batch, "shape", None)) is not None:
-        return int(shape[0]) if shape else 0
-    return rows_of(next(iter(batch.values()), None)) if isinstance(batch, Mapping) else 0
+    try:
+        while isinstance(batch, (list, tuple)) and batch:
+            batch = batch[0]
+        if (shape := getattr(batch, "shape", None)) is not None:
+            return int(shape[0]) if shape else 0
+        return rows_of(next(iter(batch.values()), None)) if isinstance(batch, Mapping) else 0
+    except Exception:  # noqa: BLE001 - a nested tensor has no shape, and a class of the user's may do anything
+        return 0
 
 
 def cut(value: Any) -> Any:
@@ -345,6 +350,7 @@ class Example:
 
     def __init__(self, module: Any, batch: Any = None) -> None:
         self._input: Any = None
+        self._problem: str | None = None
         self.offer(batch)
         # A hook on a compiled module would have it compiled again.
         compiled = ("_compiler_ctx", "_compiled_call_impl", "_orig_mod")
@@ -354,16 +360,24 @@ class Example:
     def offer(self, batch: Any) -> None:
         """Take the first part of a batch, as long as there is nothing better."""
         if self._input is None:
-            self._input = cut(batch[0] if isinstance(batch, (tuple, list)) and batch else batch)
+            self._keep(batch[0] if isinstance(batch, (tuple, list)) and batch else batch)
 
     def _take(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not inspect.ismethod(module.forward):
             return  # DistributedDataParallel on its way to training_step, with that one's arguments
         self.release()
         if args and not kwargs:
-            self._input = cut(args[0] if len(args) == 1 else args)
+            self._keep(args[0] if len(args) == 1 else args)
         elif kwargs and not args:
-            self._input = cut(kwargs)
+            self._keep(kwargs)
+
+    def _keep(self, value: Any) -> None:
+        try:
+            self._input, self._problem = cut(value), None
+        except Exception as cause:  # noqa: BLE001 - such as a sparse or a nested tensor
+            # PyTorch goes on with a list of its backends.
+            what = str(cause).partition("\n")[0].partition(". ")[0]
+            self._input, self._problem = None, f"{type(cause).__name__}: {what}"
 
     def release(self) -> None:
         """Leave no hook behind."""
@@ -374,4 +388,8 @@ class Example:
     def settled(self, module: Any) -> Any:
         """Return the module's own example, else its first call's input, else the batch's first part."""
         own = getattr(module, "example_input_array", None)
-        return self._input if own is None else cut(own)
+        if own is not None:
+            self._keep(own)
+        if self._problem is not None:
+            logger.warning("the model has no signature: an input cannot be cut (%s)", self._problem)
+        return self._input

@@ -294,6 +294,40 @@ def test_signature_and_example_are_those_of_the_modules_input(kind, fit, offline
     assert scorer.input_example is not None
 
 
+class Sparse(Net):
+    """Of batches that no rows can be cut from."""
+
+    def training_step(self, batch, batch_idx):
+        return self(batch).square().mean()
+
+    def forward(self, rows):
+        return super().forward(rows.to_dense())
+
+    def train_dataloader(self):
+        return DataLoader([rows.to_sparse() for rows in ROWS.split(8)], batch_size=None)
+
+
+class Nested(Sparse):
+    """Of batches that have no shape."""
+
+    def forward(self, rows):
+        return Net.forward(self, rows.to_padded_tensor(0.0))
+
+    def train_dataloader(self):
+        return DataLoader([torch.nested.nested_tensor(list(rows)) for rows in ROWS.split(8)], batch_size=None)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", [Sparse, Nested])
+def test_batches_that_cannot_be_cut_cost_the_signature_only(kind, fit, offline, logged, caplog):
+    """The training goes on, and the model is logged; it is told why it has none."""
+    fit(kind(), MLflowCallback(offline))
+    [model] = logged()
+    assert mlflow.pyfunc.load_model(model.model_uri).metadata.signature is None
+    assert "the model has no signature: an input cannot be cut (NotImplementedError: " in caplog.text
+    assert "failed; the training goes on" not in caplog.text
+
+
 class HoldingAModule(Net):
     """Cannot be deep-copied, but written."""
 

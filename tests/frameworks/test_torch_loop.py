@@ -319,6 +319,23 @@ def test_the_signature_is_of_what_the_module_is_called_with(offline, logged):
     assert np.array_equal(X[:5].numpy() * 2, scorer.input_example["left"])
 
 
+def test_a_loop_over_batches_that_cannot_be_cut_goes_on(offline, logged, caplog):
+    """Its model is logged without a signature, and it is told why."""
+
+    class Sparse(nn.Linear):
+        def forward(self, rows):
+            return super().forward(rows.to_dense())
+
+    module = Sparse(10, 1)
+    with MLflowLoop(offline) as loop:
+        loop.watch(module)
+        for rows in loop.batches([rows.to_sparse() for rows in X.split(40)]):
+            loop.log(loss=module(rows).mean())
+    [model] = logged().values()
+    assert mlflow.pyfunc.load_model(model.model_uri).metadata.signature is None
+    assert "the model has no signature: an input cannot be cut (NotImplementedError: " in caplog.text
+
+
 def test_a_compiled_module_is_logged_as_it_was_written(offline, logged):
     """The compiled one has no hook: it would be compiled again. The batch is the example."""
     module = nn.Linear(10, 1)
