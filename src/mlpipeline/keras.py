@@ -25,9 +25,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlpipeline.core.errors import MissingExtraError, UnloggableError, UsageError
+from mlpipeline.core.errors import MissingExtraError, MLPipelineError, UnloggableError, UsageError
 from mlpipeline.tracking.flavors import Flavor, SaveRequest, first_rows
-from mlpipeline.tracking.recorded import Recorded, unharmed
+from mlpipeline.tracking.recorded import Recorded, harmless, unharmed
 from mlpipeline.tracking.surroundings import process_rank
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ class MLflowCallback(Recorded, keras.callbacks.Callback):
         """Forget the last training, which may have raised; the run is opened with the first epoch."""
         self._is_fitting = self._is_new_call = False
 
+    @harmless
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Open the run at the first epoch: its number tells whether a training goes on."""
         if not self._is_fitting:
@@ -157,11 +158,13 @@ class MLflowCallback(Recorded, keras.callbacks.Callback):
             return None
         return self._open(is_continued=is_continued)
 
+    @harmless
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Log the best weights and end the run."""
         if (run := self._active()) is not None:
-            if self.model.stop_training:
-                self._record({"stopped_epoch": self._epoch}, run.step or 0, self._epoch)
+            with unharmed("the epoch that it stopped in"):
+                if self.model.stop_training:
+                    self._record({"stopped_epoch": self._epoch}, run.step or 0, self._epoch)
             with unharmed("the model"):
                 self._log_model(run)
             self._close()
@@ -171,18 +174,29 @@ class MLflowCallback(Recorded, keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Keep the run's step."""
-        if (run := self._active()) is None:
-            return
-        run.step = self._first_step + batch
-        if batch and self._batch_size is None:
-            self._batch_size = (_rows_seen(self.model) or 0) // batch
+        try:
+            if (run := self._active()) is None:
+                return
+            run.step = self._first_step + batch
+            if batch and self._batch_size is None:
+                self._batch_size = (_rows_seen(self.model) or 0) // batch
+        except MLPipelineError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as `harmless`
+            self._hook_failed("on_train_batch_begin", error)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Record what Keras reports for a batch, if the user asked for it."""
         every, step = self._rules.log_every_n_steps, self._first_step + batch
-        if every is not None and (step + 1) % every == 0 and logs and self._active() is not None:
+        if every is not None and (step + 1) % every == 0 and logs:
+            self._record_batch(logs, step)
+
+    @harmless
+    def _record_batch(self, logs: Mapping[str, Any], step: int) -> None:
+        if self._active() is not None:
             self._record({f"batch/{name}": value for name, value in _scalars(logs).items()}, step)
 
+    @harmless
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Record the epoch, and keep its weights if they are the best so far."""
         if (run := self._active()) is None:
@@ -221,6 +235,7 @@ class MLflowCallback(Recorded, keras.callbacks.Callback):
 
     # --- evaluation -------------------------------------------------------------------------------
 
+    @harmless
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Let an evaluation outside of fit add to the model's run."""
         self._evaluation_started_s = time.perf_counter()
@@ -234,6 +249,7 @@ class MLflowCallback(Recorded, keras.callbacks.Callback):
             if run is not None and run.step is None:
                 run.step = 0
 
+    @harmless
     def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Record what an evaluation found; that of a validation is among the epoch's logs."""
         self._evaluation_s += time.perf_counter() - self._evaluation_started_s

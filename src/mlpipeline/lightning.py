@@ -27,8 +27,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from mlpipeline.core.errors import MissingExtraError, UsageError
-from mlpipeline.tracking.recorded import Recorded, unharmed
+from mlpipeline.core.errors import MissingExtraError, MLPipelineError, UsageError
+from mlpipeline.tracking.recorded import Recorded, harmless, unharmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -169,6 +169,7 @@ class MLflowCallback(Recorded, pl.Callback):
         if not isinstance(self, MLflowCallback):  # called on the class, with the trainer as self
             raise UsageError("callbacks=[MLflowCallback] holds the class; write callbacks=[MLflowCallback()]")
 
+    @harmless
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Open the run; on a resumed training, its own again."""
         is_continued = self._records(trainer) and self._resumed_uid is None
@@ -187,6 +188,7 @@ class MLflowCallback(Recorded, pl.Callback):
         run.step = _logger_step(trainer)
         return run
 
+    @harmless
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Record hyperparameters and datasets; optimizers and loaders exist by now."""
         if (run := self._active(trainer)) is None:
@@ -198,6 +200,7 @@ class MLflowCallback(Recorded, pl.Callback):
         if self._rules.log_datasets:
             log_datasets(run, training=trainer.train_dataloader, validation=trainer.val_dataloaders)
 
+    @harmless
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the best weights and the checkpoints, and end the run."""
         if (run := self._active(trainer)) is None:
@@ -209,6 +212,7 @@ class MLflowCallback(Recorded, pl.Callback):
             self._log_models(run, trainer, pl_module)
         self._close()
 
+    @harmless
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException | None = None) -> None:
         """End the run with the status the exception means; the exception goes on, untouched."""
         if exception is None or self._active(trainer) is None:  # None: called on the class, see setup
@@ -220,12 +224,14 @@ class MLflowCallback(Recorded, pl.Callback):
         else:
             self._fail(exception)
 
+    @harmless
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Leave the run's name in a checkpoint: what resumes from it continues the run."""
         # Not in state_dict(): Lightning warns whoever loads a checkpoint without a callback of its.
         if self._run is not None and self._run.is_enabled and self._records(trainer):
             checkpoint[_RUN_UID] = self._run.uid
 
+    @harmless
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Take up the run of a checkpoint; it is opened when fit starts."""
         if _is_fitting(trainer):
@@ -245,6 +251,7 @@ class MLflowCallback(Recorded, pl.Callback):
         """Let a prediction add to the run."""
         self._begin_evaluation(trainer, prediction=trainer.predict_dataloaders)
 
+    @harmless
     def _begin_evaluation(self, trainer: Any, **loaders: Any) -> None:
         self._evaluation_started_s = time.perf_counter()
         self._is_step = False
@@ -277,6 +284,7 @@ class MLflowCallback(Recorded, pl.Callback):
         """Close again what `on_predict_start` opened."""
         self._end_evaluation(trainer)
 
+    @harmless
     def _end_evaluation(self, trainer: Any) -> None:
         self._is_epoch_end = False
         self._evaluation_s += time.perf_counter() - self._evaluation_started_s
@@ -294,20 +302,25 @@ class MLflowCallback(Recorded, pl.Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Note step, samples and learning rates; from the first batch, what the model is called with."""
         # Not in on_train_epoch_start, which a training resumed mid-epoch skips.
-        if trainer.loggers is not self._heard_by:
-            if self._active(trainer) is None:
-                return
-            self._attach(trainer)
-        self._run.step = _logger_step(trainer)  # type: ignore[union-attr]  # it is active
-        if not self._has_monitor:  # which records them itself
-            self._read_rates(trainer.optimizers)
-        self._epoch_samples += rows_of(batch)
-        self._is_step = True
-        if not self._is_example_settled:
-            if self._example is None:
-                self._example = Example(pl_module, batch)
-            else:
-                self._settle_example()
+        try:
+            if trainer.loggers is not self._heard_by:
+                if self._active(trainer) is None:
+                    return
+                self._attach(trainer)
+            self._run.step = _logger_step(trainer)  # type: ignore[union-attr]  # it is active
+            if not self._has_monitor:  # which records them itself
+                self._read_rates(trainer.optimizers)
+            self._epoch_samples += rows_of(batch)
+            self._is_step = True
+            if not self._is_example_settled:
+                if self._example is None:
+                    self._example = Example(pl_module, batch)
+                else:
+                    self._settle_example()
+        except MLPipelineError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as `harmless`
+            self._hook_failed("on_train_batch_start", error)
 
     def _settle_example(self) -> None:
         """Wait no longer for a first call of the model: the first batch is over."""
@@ -331,8 +344,12 @@ class MLflowCallback(Recorded, pl.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Record the steps that the user asks for and Lightning would not log."""
-        every = self._rules.log_every_n_steps
-        if every is None or (run := self._active(trainer)) is None:
+        if self._rules.log_every_n_steps is not None:
+            self._add_step(trainer, pl_module, self._rules.log_every_n_steps)
+
+    @harmless
+    def _add_step(self, trainer: Any, pl_module: Any, every: int) -> None:
+        if (run := self._active(trainer)) is None:
             return
         step = run.step or 0
         connector = trainer._logger_connector  # noqa: SLF001 - nothing public has the metrics of a step
@@ -346,6 +363,7 @@ class MLflowCallback(Recorded, pl.Callback):
                 metrics.setdefault("epoch", trainer.current_epoch)
             self._heard(trainer, metrics, step if at is None else int(at))
 
+    @harmless
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the epoch's time and speed; what follows belongs to the epoch."""
         if (run := self._active(trainer)) is None:
@@ -424,6 +442,7 @@ class MLflowCallback(Recorded, pl.Callback):
     def _named_rates(self) -> dict[str, float]:
         return dict(zip(self._rate_names, self._rates, strict=True))
 
+    @harmless
     def _saved(self, checkpoint: Any) -> None:
         """Note at which step a checkpoint was written."""
         path = getattr(checkpoint, "_last_checkpoint_saved", "") or getattr(checkpoint, "best_model_path", "")
@@ -511,9 +530,15 @@ class _Listener(DummyLogger):
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Hand metrics on."""
-        callback, step = self.callback, int(step or 0)
-        if not (callback._is_step and callback._record_alike(metrics, step)):  # noqa: SLF001
-            callback._heard(self._trainer, metrics, step)  # noqa: SLF001
+        callback = self.callback
+        try:
+            step = int(step or 0)
+            if not (callback._is_step and callback._record_alike(metrics, step)):  # noqa: SLF001
+                callback._heard(self._trainer, metrics, step)  # noqa: SLF001
+        except MLPipelineError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as `harmless`
+            callback._hook_failed("log_metrics", error)  # noqa: SLF001
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         """Tell of a checkpoint."""

@@ -41,7 +41,7 @@ from mlpipeline.core.errors import ConfigError, MissingExtraError, UsageError
 from mlpipeline.tracking import trainings
 from mlpipeline.tracking.account import LOCAL_PREFIX
 from mlpipeline.tracking.opening import attached_run, destination_of, open_child, open_run, resolved
-from mlpipeline.tracking.recorded import Recorded, unharmed
+from mlpipeline.tracking.recorded import Recorded, harmless, unharmed
 from mlpipeline.tracking.watch import attend, leave
 
 if TYPE_CHECKING:
@@ -147,16 +147,19 @@ class MLflowCallback(Recorded):
 
         Read after ``optimize``, it is ended then and there, with the study's plots.
         """
-        if self._last is not None and self._last.is_over(is_asked=True):
-            self._last.close()
+        with unharmed("the end of the study"):
+            if self._last is not None and self._last.is_over(is_asked=True):
+                self._last.close()
         return self._run
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._last is not None:
-            self._last.close(trainings.kind_of(error), is_final=True)
+        with unharmed("the end of the study"):
+            if self._last is not None:
+                self._last.close(trainings.kind_of(error), is_final=True)
 
+    @harmless
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Record a trial that is over; Optuna calls this."""
         record = self._study(study)
@@ -185,18 +188,26 @@ class MLflowCallback(Recorded):
             trial = next((one for one in given if isinstance(one, optuna.Trial)), None)
             if trial is None:  # a FixedTrial, which belongs to no study
                 return function(*args, **kwargs)
-            record = self._study(trial.study)
-            inside: Any = nullcontext()
-            with unharmed(f"the start of trial {trial.number}"):
-                inside = trainings.inside(record.begin(trial), _status_of)
+            begun = self._begin(trial)
+            record, inside = begun or (None, nullcontext())
             try:
                 with inside:
                     return function(*args, **kwargs)
             except BaseException as raised:
-                record.raised(trial, raised)
+                if record is not None:
+                    with unharmed(f"how trial {trial.number} ended"):
+                        record.raised(trial, raised)
                 raise
 
         return tracked
+
+    @harmless
+    def _begin(self, trial: optuna.Trial) -> tuple[_Study, Any] | None:
+        record = self._study(trial.study)
+        inside: Any = nullcontext()
+        with unharmed(f"the start of trial {trial.number}"):
+            inside = trainings.inside(record.begin(trial), _status_of)
+        return record, inside
 
     def run_for(self, trial: optuna.Trial | FrozenTrial) -> Run:
         """Return the run of a trial: to log into, or as ``parent=`` of another callback.

@@ -33,7 +33,7 @@ from mlpipeline.torch_modules import (
     rows_of,
     twin_of,
 )
-from mlpipeline.tracking.recorded import Recorded, unharmed
+from mlpipeline.tracking.recorded import Recorded, harmless, unharmed
 from mlpipeline.tracking.surroundings import process_rank
 from mlpipeline.tracking.trainings import kind_of, status_of
 
@@ -114,8 +114,9 @@ class MLflowLoop(Recorded):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Log the watched modules, unless an exception left the block, and end the run."""
-        for watched in self._watched:
-            watched.release()
+        with unharmed("what hangs on the modules"):
+            for watched in self._watched:
+                watched.release()
         if self._is_in_batch:  # in a generator that somebody, such as a progress bar, still holds
             self._save_batch()
         if kind is None:
@@ -176,6 +177,7 @@ class MLflowLoop(Recorded):
             self._leave_epoch()
             self._settle_epoch()
 
+    @harmless
     def _leave_epoch(self) -> None:
         metrics = {"epoch": self._epoch, "epoch_time_s": time.perf_counter() - self._epoch_started_s}
         if self._rows and self._batches_s:
@@ -187,6 +189,7 @@ class MLflowLoop(Recorded):
         self._is_in_epoch = False
         self._epoch += 1
 
+    @harmless
     def _settle_epoch(self) -> None:
         left, self._left = self._left, None
         if left is not None:
@@ -227,6 +230,7 @@ class MLflowLoop(Recorded):
         else:
             self._leave_batch()
 
+    @harmless
     def _leave_batch(self) -> None:
         pending, step = self._pending, self._step
         self._is_in_batch, self._pending, self._step = False, {}, step + 1
@@ -249,6 +253,7 @@ class MLflowLoop(Recorded):
 
     # --- metrics --------------------------------------------------------------------------------------
 
+    @harmless
     def log(self, metrics: Mapping[str, Any] | None = None, /, **named: Any) -> None:
         """Record metrics, of the step in a batch, else of the epoch.
 
@@ -283,6 +288,7 @@ class MLflowLoop(Recorded):
 
     # --- the module -----------------------------------------------------------------------------------
 
+    @harmless
     def watch(
         self,
         module: torch.nn.Module,
@@ -319,6 +325,7 @@ class MLflowLoop(Recorded):
                 found[numbered("optimizer", index)] = optimizer_params(optimizer)
             self._run.log_params({name: value for name, value in found.items() if name not in self._params})
 
+    @harmless
     def _before_step(self, watched: _Watched, index: int) -> None:
         self._rates = learning_rates(item.optimizer for item in self._watched if item.optimizer is not None)
         if self._is_in_batch and self._is_due():

@@ -17,10 +17,10 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from mlpipeline.core.errors import MissingExtraError, UnloggableError, UsageError
+from mlpipeline.core.errors import MissingExtraError, MLPipelineError, UnloggableError, UsageError
 from mlpipeline.tracking import charts, directions, trainings
 from mlpipeline.tracking.flavors import Flavor, SaveRequest, first_rows
-from mlpipeline.tracking.recorded import Recorded, unharmed
+from mlpipeline.tracking.recorded import Recorded, harmless, unharmed
 from mlpipeline.tracking.surroundings import is_within
 
 if TYPE_CHECKING:
@@ -121,17 +121,21 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
 
     def before_training(self, model: Any) -> Any:
         """Open the run and record what the training is configured with."""
+        self._begin(model)
+        return model
+
+    @harmless
+    def _begin(self, model: Any) -> None:
         is_fold = any(is_within(name, _VALIDATION) for name in _FITTING)
         run = self._enter(is_fold)
         self._reset()
         if run is None:
-            return model
+            return
         self._is_recording, self._is_fold = True, is_fold
         self._first, self._stopping = model.num_boosted_rounds(), _stopping(model)
         with unharmed("hyperparameters"):
             self._log_params(run, found := hyperparameters(model))
             self._has_metrics, self._is_linear = "eval_metric" in found, found.get("booster") == "gblinear"
-        return model
 
     def before_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
         """Keep hold of the history, which grows also when XGBoost skips `after_iteration`."""
@@ -140,21 +144,31 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
         """Record the round."""
-        if not self._is_recording or (self._row is not None and self._record_as_row(epoch, evals_log)):
-            return False
-        if not epoch and "" in evals_log:
-            raise UsageError("an eval set has the name ''; name each: evals=[(dtrain, 'train')]")
-        self._seen, self._values = epoch, _length(evals_log)
-        every = self._rules.log_every_n_steps
-        if every is None or (self._first + epoch + 1) % every == 0:
-            self._record_round(model, epoch)
+        try:
+            if not self._is_recording or (self._row is not None and self._record_as_row(epoch, evals_log)):
+                return False
+            if not epoch and "" in evals_log:
+                raise UsageError("an eval set has the name ''; name each: evals=[(dtrain, 'train')]")
+            self._seen, self._values = epoch, _length(evals_log)
+            every = self._rules.log_every_n_steps
+            if every is None or (self._first + epoch + 1) % every == 0:
+                self._record_round(model, epoch)
+        except MLPipelineError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as `harmless`
+            self._hook_failed("after_iteration", error)
         return False
 
     def after_training(self, model: Any) -> Any:
         """Record what came of the training, log the model, and end the run."""
-        run = self._run
-        if not self._is_recording or run is None:
-            return model
+        if self._is_recording and self._run is not None:
+            self._sum_up(self._run, model)
+            self._close()
+            self._history = {}
+        return model
+
+    @harmless
+    def _sum_up(self, run: Run, model: Any) -> None:
         last = self._seen + (_length(self._history) > self._values)
         if last > self._recorded:
             self._record_round(model, last)
@@ -169,9 +183,6 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         if isinstance(model, xgboost.Booster) and run.is_enabled and not self._is_fold:
             with unharmed("the model"):
                 self._log_model(run, model, best)
-        self._close()
-        self._history = {}
-        return model
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_row": None, "_lists": (), "_lengths": ()}
@@ -204,6 +215,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
         self._seen, self._values, self._recorded = epoch, rounds, epoch
         return True
 
+    @harmless
     def _record_round(self, model: Any, epoch: int) -> None:
         metrics: dict[str, float] = {}
         grown, self._row = self._grown(), None

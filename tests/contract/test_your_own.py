@@ -182,6 +182,19 @@ class Buffering(Good):
         super().on_end(model)
 
 
+@breaks("harmless", "lets a failure of its own end the training", "broken on purpose")
+class Fragile(Good):
+    def on_step(self, model, report):
+        self._record(report, model.step)
+
+
+@breaks("harmless", "says nothing of a failure", "nothing was said while .'log_metric', 'log_metrics'")
+class Silent(Good):
+    def on_step(self, model, report):
+        with contextlib.suppress(Exception):
+            self._record(report, model.step)
+
+
 @breaks("identical", "draws a random number", "next random numbers")
 class Drawing(Good):
     def on_begin(self, model, callbacks):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -278,11 +278,16 @@ def recorded_fit(
         run.set_tags(about(estimator))
         run.log_params(shown_params(estimator))
     began_s = time.perf_counter()
-    with observed(estimator, original, run), trainings.inside(run):
+    with ExitStack() as around:
+        with unharmed("what happens inside of the fit"):
+            around.enter_context(observed(estimator, original, run))
+        around.enter_context(trainings.inside(run))
         yield
-    run.log_metrics({"fit_time_s": time.perf_counter() - began_s}, 0)
+    with unharmed("the time of the fit"):
+        run.log_metrics({"fit_time_s": time.perf_counter() - began_s}, 0)
     if run.is_enabled:
-        _log_fitted(run, estimator, X, y, sample_weight, is_fold=is_fold)
+        with unharmed("what was fitted"):
+            _log_fitted(run, estimator, X, y, sample_weight, is_fold=is_fold)
 
 
 def evaluated(

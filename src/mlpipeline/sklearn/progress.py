@@ -70,10 +70,13 @@ class ProgressHook(Hook):
     def on_fit_task_end(self, estimator: Any, context: Any) -> None:
         """Record a task's time."""
         began_s = self._began_s.pop(id(context), None)
-        if began_s is None or self._run is None or context.parent is None:
+        if began_s is None or self._run is None:
             return
-        elapsed_s, task = time.perf_counter() - began_s, context.task_name
+        elapsed_s = time.perf_counter() - began_s
         with unharmed("the progress of the fit"):
+            if context.parent is None:
+                return
+            task = context.task_name
             if isinstance(estimator, Pipeline):
                 is_last = task == "fit-final-estimator"
                 step = estimator.steps[-1][0] if is_last else task.removeprefix("fit-transform-")

@@ -3,7 +3,7 @@
 ::
 
     class TestMine(IntegrationContract):        pytest test_mine.py
-        def callback(self, **options): …          ├─ 19 rules, each a test
+        def callback(self, **options): …          ├─ 20 rules, each a test
         def train(self, callback, …): …           └─ the table rule x integration
 
 Every rule trains the real framework and reads the answer back from a real store or server. A rule that
@@ -16,6 +16,7 @@ import contextlib
 import copy
 import gc
 import importlib.util
+import logging
 import math
 import pickle
 import sys
@@ -33,6 +34,7 @@ from mlpipeline.testing.places import Server, copied_store, isolated, migrated_s
 from mlpipeline.testing.table import ABSENT, BROKEN, KEPT, ON_PURPOSE, PROPERTY, Table
 from mlpipeline.testing.trials import Arrived, Children, Place
 from mlpipeline.tracking.dispatch import stop_couriers
+from mlpipeline.tracking.run import Run
 
 try:
     import pytest
@@ -328,6 +330,26 @@ class IntegrationContract:
             trained = self.run_training(self.callback(**place.options(place.store(), log_model=log_model)))
             assert trained.model == plain.model, f"another model is trained with log_model={log_model}"
             _assert_equal(chance, traces.draws(), f"next random numbers, with log_model={log_model}")
+
+    def test_harmless(self, place: Place) -> None:
+        """What fails inside of the callback costs records, and not the training.
+
+        In one training whatever of a `Run` records metrics raises, in another whatever records anything else,
+        models too. The model is the same, the run ends as ever, and the package's logger says why something is
+        missing.
+        """
+        plain = self.run_training(None)
+        of_metrics = {"log_metrics", "log_metric", "row_logger"}
+        others = {name for name in vars(Run) if name.startswith("log_")} - of_metrics
+        for broken in (of_metrics, others):
+            uri = place.store()
+            callback = self.callback(**place.options(uri, log_model=broken is others))
+            with _raising(broken), _warnings() as told:
+                trained = self.run_training(callback)
+            place.deliver()
+            assert trained.model == plain.model, f"another model is trained while {sorted(broken)} fail"
+            self._assert_statuses(["FINISHED"], place.arrived(uri))
+            assert told, f"nothing was said while {sorted(broken)} failed"
 
     def test_objects(self, place: Place) -> None:
         """No object of the user's is changed.
@@ -631,6 +653,40 @@ def standing(
         known[subject].start(*(act for name, act in acts.items() if name in selected))
     with isolated(folder / "place"):
         yield Place(_migrated(request.config), folder, known[subject], lambda: shared_server(request.config))
+
+
+@contextlib.contextmanager
+def _raising(names: Iterable[str]) -> Iterator[None]:
+    """Let methods of every `Run` fail as nothing foresees."""
+    methods = {name: vars(Run)[name] for name in names}
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("broken on purpose")
+
+    try:
+        for name in methods:
+            setattr(Run, name, fail)
+        yield
+    finally:
+        for name, method in methods.items():
+            setattr(Run, name, method)
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[logging.LogRecord]]:
+    """Give what the package says meanwhile, from warnings on."""
+    told: list[logging.LogRecord] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record)
+
+    ours, handler = logging.getLogger("mlpipeline"), Handler(logging.WARNING)
+    ours.addHandler(handler)
+    try:
+        yield told
+    finally:
+        ours.removeHandler(handler)
 
 
 def _raise_at(at: int) -> Callable[[int], None]:

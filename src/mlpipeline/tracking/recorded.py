@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from contextlib import contextmanager
 from multiprocessing.context import get_spawning_popen
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlpipeline.core.config import MLflowConfig
-from mlpipeline.core.errors import UsageError
+from mlpipeline.core.errors import MLPipelineError, UsageError
 from mlpipeline.tracking.home import new_uid
 from mlpipeline.tracking.opening import attached_run, open_run
 from mlpipeline.tracking.run import Run
@@ -17,12 +18,14 @@ from mlpipeline.tracking.trainings import Training, begin, kind_of, status_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
 
 logger = logging.getLogger("mlpipeline")
+
+_Hook = TypeVar("_Hook", bound="Callable[..., Any]")
 
 
 class Recorded:
@@ -60,6 +63,7 @@ class Recorded:
         # The name of the next run is decided here, because a training may happen in a process that
         # this one starts, of which nothing comes back but what it leaves in the journal home.
         self._next_uid = new_uid()
+        self._failures: set[tuple[str, str]] = set()
 
     @property
     def run(self) -> Run | None:
@@ -105,6 +109,7 @@ class Recorded:
             # The last training raised, and its framework tells nobody.
             self._training.abandon()
         self._user = threading.current_thread()
+        self._failures = set()
         if self._given_run is not None:
             self._run = self._given_run
         elif is_continued and self._run is not None:
@@ -140,6 +145,20 @@ class Recorded:
     def _fail(self, error: BaseException) -> None:
         """Leave a training that an exception ended."""
         self._close(status_of(kind_of(error)))
+
+    def _hook_failed(self, hook: str, error: Exception) -> None:
+        """Tell, once per training, that a hook failed in a way that nobody foresaw."""
+        cause = (hook, type(error).__name__)
+        if cause in self._failures:
+            return
+        self._failures.add(cause)
+        logger.warning(
+            "%s.%s failed; the training goes on, and what it would have recorded is missing. Please report this, "
+            "with what `mlpipeline doctor` says of the versions",
+            type(self).__module__,
+            hook,
+            exc_info=error,
+        )
 
     def __enter__(self) -> Self:
         """Watch a block: an exception in it decides how a training that it interrupts ends."""
@@ -179,6 +198,26 @@ class Recorded:
             # copy (a fold's, a trial's) has runs of its own.
             state["_run"], state["_next_uid"] = self.run, self._next_uid
         return state
+
+
+def harmless(hook: _Hook) -> _Hook:
+    """Decorate a hook of a `Recorded`: where it fails, such as in a framework's next version, the training goes on.
+
+    What fails is told once per training, and the hook returns None. A mistake of the user's, an `MLPipelineError`,
+    is raised as it is. A hook of every step has a ``try`` of its own instead, which costs no call.
+    """
+
+    @functools.wraps(hook)
+    def guarded(self: Recorded, *arguments: Any, **named: Any) -> Any:
+        try:
+            return hook(self, *arguments, **named)
+        except MLPipelineError:
+            raise
+        except Exception as error:  # noqa: BLE001 - nobody foresaw it
+            self._hook_failed(hook.__name__, error)
+            return None
+
+    return guarded  # type: ignore[return-value]  # the hook's own signature, but for None
 
 
 @contextmanager
