@@ -408,7 +408,8 @@ class MLflowCallback(Recorded, pl.Callback):
         every = self._rules.log_every_n_steps
         if every is not None and not self._is_epoch_end and _is_fitting(trainer) and (step + 1) % every:
             return
-        if self._is_step:
+        # Who logs before our on_train_batch_start does it at a step whose rates are not read yet.
+        if self._is_step and self._rated_step != step and run.step == _logger_step(trainer):
             self._is_step, self._rated_step = False, step
             self._alike = None
             # Not where the user thins, which is seen to above, nor of one metric, of which itemgetter makes no tuple.
@@ -426,7 +427,7 @@ class MLflowCallback(Recorded, pl.Callback):
 
     def _record_alike(self, metrics: Mapping[str, Any], step: int) -> bool:
         """Record a step of the same metrics as the one before, in few steps; tell whether it was one."""
-        if self._alike is None or self._last_epoch[0] == step:
+        if self._alike is None or self._last_epoch[0] == step or self._run.step != step:  # type: ignore[union-attr]
             return False
         pick, count, log = self._alike
         try:

@@ -318,6 +318,39 @@ def test_learning_rates_are_those_that_the_monitor_logs(model, offline, trainer,
     assert (1 if model is Net else 3) == len(expected)
 
 
+class Halving(Net):
+    """Each step has a learning rate of its own."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.5)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Noting(pl.Callback):
+    """Logs at the start of a batch, as DeviceStatsMonitor does."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        for logger in trainer.loggers:
+            logger.log_metrics({"noted": 1.0, "more": 2.0}, trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_learning_rates_are_those_of_the_step_whoever_else_logs_in_it(
+    is_first, every, offline, trainer, runs, points
+):
+    """Once per step, also where somebody logs before the rates of the step are known."""
+    callbacks = [MLflowCallback(offline), Noting()]
+    trainer(*callbacks if is_first else reversed(callbacks), log_every_n_steps=every).fit(Halving())
+    found = points(runs()[0])
+    assert [(step, 0.5 ** (step + 1)) for step in range(12)][every - 1 :: every] == [
+        point for point in found["lr-SGD"] if point[0] % every == every - 1
+    ]
+    for name, pairs in found.items():
+        assert len(pairs) == len({step for step, _ in pairs}), name
+
+
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_monitor_that_needs_a_logger_still_says_so(is_first, offline, trainer):
     """We are none: with `logger=False` it raises as it does without us, wherever we stand."""
