@@ -219,10 +219,10 @@ class MLflowCallback(Recorded, keras.callbacks.Callback):
             sizes["training"]["batch_size"] = self._batch_size or rows["training"]
             run.log_params({"data": sizes})
         if self._best is not None:
-            with unharmed("whether the epoch is the best"):
+            with unharmed("whether the epoch is the best", self._failures):
                 self._best.look(metrics, epoch, step)
         if self._rules.log_model == "all" and run.is_enabled:
-            with unharmed(f"the model of epoch {epoch}"):
+            with unharmed(f"the model of epoch {epoch}", self._failures):
                 signature = self._signature(run)
                 run.log_model(self.model, f"epoch_{epoch}", signature=signature, step=step, register_as="")
         self._first_step, self._is_first_epoch = step + 1, False

@@ -165,7 +165,7 @@ class MLflowCallback(Recorded):
         record = self._study(study)
         if not trial.state.is_finished():
             raise UsageError(f"trial {trial.number} is {trial.state.name}: call study.tell first")
-        with unharmed(f"trial {trial.number}"):
+        with unharmed(f"trial {trial.number}", self._failures):
             record.record(trial)
 
     def track_in_mlflow(self, function: Callable[..., Any] | None = None) -> Callable[..., Any]:
@@ -195,7 +195,7 @@ class MLflowCallback(Recorded):
                     return function(*args, **kwargs)
             except BaseException as raised:
                 if record is not None:
-                    with unharmed(f"how trial {trial.number} ended"):
+                    with unharmed(f"how trial {trial.number} ended", self._failures):
                         record.raised(trial, raised)
                 raise
 
@@ -205,7 +205,7 @@ class MLflowCallback(Recorded):
     def _begin(self, trial: optuna.Trial) -> tuple[_Study, Any] | None:
         record = self._study(trial.study)
         inside: Any = nullcontext()
-        with unharmed(f"the start of trial {trial.number}"):
+        with unharmed(f"the start of trial {trial.number}", self._failures):
             inside = trainings.inside(record.begin(trial), _status_of)
         return record, inside
 

@@ -225,7 +225,7 @@ class MLflowCallback(Recorded, xgboost.callback.TrainingCallback):
             else:
                 metrics[name] = curve[-1]
         if self._fold_metrics:
-            with unharmed("the metrics of the folds"):
+            with unharmed("the metrics of the folds", self._failures):
                 metrics.update(_metrics_of_folds(model))
         if self._run is not None and metrics:
             self._run.step = self._first + epoch

@@ -13,8 +13,9 @@ from sklearn.linear_model import LinearRegression
 
 import mlpipeline
 from mlpipeline.core.config import MLflowConfig
+from mlpipeline.core.errors import UnloggableError
 from mlpipeline.tracking.opening import open_run
-from mlpipeline.tracking.recorded import Recorded
+from mlpipeline.tracking.recorded import Recorded, harmless, unharmed
 
 SRC = str(Path(mlpipeline.__file__).parents[1])
 
@@ -91,3 +92,47 @@ def test_who_stands_by_takes_everything_and_keeps_nothing(store_uri):
     assert not ranks[1].run.is_enabled
     assert written.uid != ranks[1].run.uid
     assert ranks[1].run_id is None
+
+
+class Hooked(Recorded):
+    """Has a hook that fails, each time at the same line, and one that says what the user did wrong."""
+
+    @harmless
+    def on_epoch_end(self, error):
+        raise error
+
+    @harmless
+    def on_step(self):
+        return 7
+
+    def score(self, number):
+        with unharmed(f"trial {number}", self._failures):
+            raise ValueError("no such thing")
+
+
+def test_a_cause_is_told_once_per_training(store_uri, caplog):
+    """With its traceback, and of the next training again; another cause is another matter."""
+    hooked = Hooked(offline(store_uri))
+    for _ in range(2):
+        hooked._open()
+        for _ in range(3):
+            assert hooked.on_epoch_end(KeyError("a")) is None
+        hooked.on_epoch_end(IndexError("b"))
+        for number in range(3):
+            hooked.score(number)
+        hooked._close()
+    told = [item.getMessage().partition(";")[0] for item in caplog.records]
+    failed = f"{Hooked.__module__}.on_epoch_end failed"
+    assert 2 * [failed, failed, "could not record trial 0"] == told
+    assert all(item.exc_info for item in caplog.records)
+
+
+def test_a_hook_lets_mistakes_of_the_users_and_interrupts_through(store_uri, caplog):
+    """And returns what it returns."""
+    hooked = Hooked(offline(store_uri))
+    for error in (UnloggableError("loss is 'a'"), KeyboardInterrupt(), SystemExit(1)):
+        with pytest.raises(type(error)) as raised:
+            hooked.on_epoch_end(error)
+        assert error is raised.value
+    assert 7 == hooked.on_step()
+    assert not caplog.records

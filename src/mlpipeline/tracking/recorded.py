@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
+    from typing import TypeAlias
 
     from typing_extensions import Self
 
 logger = logging.getLogger("mlpipeline")
 
 _Hook = TypeVar("_Hook", bound="Callable[..., Any]")
+
+_Cause: TypeAlias = "tuple[str, str, int]"
+"""Class of an exception, and the line that raised it."""
 
 
 class Recorded:
@@ -63,7 +67,7 @@ class Recorded:
         # The name of the next run is decided here, because a training may happen in a process that
         # this one starts, of which nothing comes back but what it leaves in the journal home.
         self._next_uid = new_uid()
-        self._failures: set[tuple[str, str]] = set()
+        self._failures: set[_Cause] = set()
 
     @property
     def run(self) -> Run | None:
@@ -148,17 +152,14 @@ class Recorded:
 
     def _hook_failed(self, hook: str, error: Exception) -> None:
         """Tell, once per training, that a hook failed in a way that nobody foresaw."""
-        cause = (hook, type(error).__name__)
-        if cause in self._failures:
-            return
-        self._failures.add(cause)
-        logger.warning(
-            "%s.%s failed; the training goes on, and what it would have recorded is missing. Please report this, "
-            "with what `mlpipeline doctor` says of the versions",
-            type(self).__module__,
-            hook,
-            exc_info=error,
-        )
+        if _is_new(error, self._failures):
+            logger.warning(
+                "%s.%s failed; the training goes on, and what it would have recorded is missing. Please report this, "
+                "with what `mlpipeline doctor` says of the versions",
+                type(self).__module__,
+                hook,
+                exc_info=error,
+            )
 
     def __enter__(self) -> Self:
         """Watch a block: an exception in it decides how a training that it interrupts ends."""
@@ -221,11 +222,30 @@ def harmless(hook: _Hook) -> _Hook:
 
 
 @contextmanager
-def unharmed(what: str) -> Iterator[None]:
-    """Run a block whose failure costs that part of the record only: it is told, and training goes on."""
+def unharmed(what: str, told: set[_Cause] | None = None) -> Iterator[None]:
+    """Run a block whose failure costs that part of the record only: it is told, and training goes on.
+
+    Args:
+        what: The part.
+        told: Causes that need not be told again, of a block that is run many times; grows. None tells each failure.
+    """
     try:
         yield
     except UsageError:
         raise
-    except Exception:
-        logger.warning("could not record %s", what, exc_info=True)
+    except Exception as error:
+        if told is None or _is_new(error, told):
+            once = "" if told is None else "; there may be more, this cause is told once"
+            logger.warning("could not record %s%s", what, once, exc_info=True)
+
+
+def _is_new(error: Exception, told: set[_Cause]) -> bool:
+    """Tell whether a cause is none that was told, and take note of it."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    at = (last.tb_frame.f_code.co_filename, last.tb_lineno) if last is not None else ("", 0)
+    cause = (type(error).__name__, *at)
+    is_new = cause not in told
+    told.add(cause)
+    return is_new
