@@ -571,6 +571,32 @@ def test_no_thread_of_a_courier_imports_a_part_of_mlflow_before_the_whole(store_
     assert {"deliver True", "upload True"} == set(out.splitlines())
 
 
+REFUSING = """
+    import atexit, threading
+    while any(thread.name == "mlpipeline-disk" for thread in threading.enumerate()):
+        time.sleep(0.01)
+    def refuse(self):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+    atexit.register(lambda: setattr(threading.Thread, "start", refuse))  # called before ours
+"""
+
+
+@pytest.mark.parametrize("refusing", ["", REFUSING], ids=["", "no thread starts"])
+@pytest.mark.parametrize("ending", ["", "    run.end()"], ids=["open", "ended"])
+@pytest.mark.parametrize("delivery", ["offline", "thread"])
+def test_a_training_of_a_moment_ends_finished(
+    delivery: str, ending: str, refusing: str, store_uri: str, deliver: Callable[[], None]
+) -> None:
+    """A courier that is a thread imports MLflow at the exit. Python 3.12.0 to 3.12.2 start no thread there."""
+    script = f"{OPEN}{ending}\n{refusing}"
+    code, _, told = run_script(script, MLFLOW_TRACKING_URI=store_uri, MLPIPELINE_DELIVERY=delivery)
+    assert 0 == code, told
+    assert "Traceback" not in told
+    if delivery == "offline":
+        deliver()
+    assert {"run": "FINISHED"} == statuses(store_uri, "ends")
+
+
 def test_the_exit_waits_once_however_many_runs_wait() -> None:
     """A server that only says 503 is waited for as long with a dozen runs as with one."""
 

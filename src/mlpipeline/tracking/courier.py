@@ -85,6 +85,7 @@ class Courier:
         self._mode = mode
         self._stop = threading.Event()
         self._workers: dict[str, Worker] = {}
+        self._hiring = threading.Lock()
         self._deliveries: dict[str, tuple[RunDelivery, Worker | None]] = {}
         self._others: dict[str, RunDelivery] = {}  # runs of other identities: only their lives count here
         self._progress = 0
@@ -189,6 +190,16 @@ class Courier:
     def stop(self) -> None:
         """Ask the loop to leave soon."""
         self._stop.set()
+
+    def expect(self, destination: Destination) -> None:
+        """Make ready for a destination; for a courier that is a thread, from another one.
+
+        By the time that it looks, the interpreter may be at its exit, where some Pythons start no thread.
+
+        Raises:
+            RuntimeError: There are no more threads to be had.
+        """
+        self._worker(destination).start()
 
     def _serve(self, *, until_idle: bool) -> None:
         idle_since_s: float | None = None
@@ -296,10 +307,13 @@ class Courier:
         return before != str(error)
 
     def _worker(self, destination: Destination) -> Worker:
-        worker = self._workers.get(destination.key)
-        if worker is None:
-            worker = self._workers[destination.key] = Worker(self, destination)
-        return worker
+        with self._hiring:
+            worker = self._workers.get(destination.key)
+            if worker is None:
+                worker = Worker(self, destination)
+                # Another thread may go through them.
+                self._workers = {**self._workers, destination.key: worker}
+            return worker
 
     def _is_stuck(self) -> bool:
         """Tell whether nothing that is left can be delivered for now."""

@@ -75,6 +75,7 @@ def dispatch_for(home: Home, delivery: Delivery, destination: Destination) -> Di
     dispatch = _dispatches.get(key)
     if dispatch is None or dispatch.delivery != delivery:
         dispatch = _dispatches[key] = Dispatch(home, delivery, destination)
+    dispatch.expect(destination)
     return dispatch
 
 
@@ -106,6 +107,7 @@ class Dispatch:
     def __init__(self, home: Home, delivery: Delivery, destination: Destination) -> None:
         self.home = home
         self.delivery: Delivery = delivery
+        self._expected: dict[str, Destination] = {}
         self._uris = (destination.tracking_uri, destination.registry_uri)
         self._identity = destination.identity
         self._post = home.post(destination.identity)
@@ -145,6 +147,13 @@ class Dispatch:
                         error,
                     )
 
+    def expect(self, destination: Destination) -> None:
+        """Let a courier that is a thread make ready for a destination."""
+        self._expected[destination.key] = destination
+        if self._courier is not None:
+            with contextlib.suppress(RuntimeError):  # no more threads to be had: it tries again itself
+                self._courier.expect(destination)
+
     def make_room(self) -> bool:
         """Ask the courier that serves to leave, if it has another password or token than this process.
 
@@ -166,11 +175,20 @@ class Dispatch:
     def _start_thread(self) -> None:
         if self._thread is not None and self._thread.is_alive():
             return
+        # At the exit of a short training MLflow may still be on its way, which imports this: and that refuses then.
+        import concurrent.futures.thread  # noqa: F401
+
         from mlpipeline.tracking.courier import Courier
 
-        self._courier = Courier(self.home, self._identity, secret=self.secret(), mode="thread")
-        self._thread = threading.Thread(target=self._courier.run, name="mlpipeline-courier", daemon=True)
-        self._thread.start()
+        courier = Courier(self.home, self._identity, secret=self.secret(), mode="thread")
+        thread = threading.Thread(target=courier.run, name="mlpipeline-courier", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+        self._courier, self._thread = courier, thread
+        for destination in list(self._expected.values()):
+            self.expect(destination)
 
     def stop(self) -> None:
         """End the courier thread of this process, if there is one, and wait until it is gone."""

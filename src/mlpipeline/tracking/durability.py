@@ -60,7 +60,12 @@ def _ask(item: Path | threading.Event) -> None:
         if not _threads:
             thread = threading.Thread(target=_serve, name="mlpipeline-disk", daemon=True)
             _threads.append(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                # There are no more to be had, or Python is at its exit and starts none: 3.12.0 to 3.12.2
+                # (https://github.com/python/cpython/issues/113964).
+                _serve()
 
 
 def _serve() -> None:

@@ -256,6 +256,7 @@ class Worker:
         self._gives_way: _Kind | None = None
         self._allowance = Allowance()
         self._sinks: dict[_Kind, MlflowSink] = {}
+        self._starting = threading.Lock()
         self._has_runs = threading.Event()  # nothing to do costs nothing
         self._threads = [
             threading.Thread(target=self._serve, args=(kind,), daemon=True, name=f"mlpipeline-{kind}")
@@ -274,11 +275,18 @@ class Worker:
         return sum(_cpu_s(thread) for thread in self._threads)
 
     def add(self, delivery: RunDelivery) -> None:
-        """Take on a run; the first one sets the worker to work."""
-        is_first = not self._runs
+        """Take on a run."""
+        self.start()
         self._runs = {**self._runs, delivery.folder.uid: _Standing(delivery, self._clock)}
         self._has_runs.set()
-        if is_first:
+
+    def start(self) -> None:
+        """Start the threads, which wait for the first run; again changes nothing.
+
+        Raises:
+            RuntimeError: There are no more threads to be had, or the interpreter is at its exit.
+        """
+        with self._starting:
             for thread in self._threads:
                 if thread.ident is None:
                     thread.start()
