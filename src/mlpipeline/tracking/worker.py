@@ -331,6 +331,7 @@ class Worker:
         is_late = self._clock() - self.started_s > STARTING_AT_MOST_S
         return (
             self.is_starting
+            and bool(self._runs)  # one that is only expected holds nobody
             and not is_late
             and not any(sink.is_connected for sink in list(self._sinks.values()))
         )
