@@ -1,4 +1,8 @@
-"""The command line: one file per command group."""
+"""The command line: one file per command group.
+
+Help loads all of these files, for their options. So what a command needs to run is imported when it runs, modules of
+the standard library too where help has no use for them (`tests/cli/test_commands.py` has the list).
+"""
 
 from __future__ import annotations
 

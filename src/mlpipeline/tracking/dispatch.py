@@ -149,6 +149,8 @@ class Dispatch:
 
     def expect(self, destination: Destination) -> None:
         """Let a courier that is a thread make ready for a destination."""
+        if self._mode != "thread":
+            return
         self._expected[destination.key] = destination
         if self._courier is not None:
             with contextlib.suppress(RuntimeError):  # no more threads to be had: it tries again itself

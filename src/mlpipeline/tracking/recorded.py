@@ -1,4 +1,12 @@
-"""The face that every framework's callback has: configuration in, one run per training out."""
+"""The face that every framework's callback has: configuration in, one run per training out.
+
+::
+
+    framework ──► hook ──► Recorded._open ─ _record ─ _close ──► Run
+                   │
+                   ├─ @harmless        a hook that fails: told once per training, which goes on
+                   └─ with unharmed    a part of it that fails: told, and the rest of the hook goes on
+"""
 
 from __future__ import annotations
 
@@ -224,6 +232,8 @@ def harmless(hook: _Hook) -> _Hook:
 @contextmanager
 def unharmed(what: str, told: set[_Cause] | None = None) -> Iterator[None]:
     """Run a block whose failure costs that part of the record only: it is told, and training goes on.
+
+    Other than of a hook (`harmless`), a `UsageError` alone is raised: what cannot be logged costs the part, too.
 
     Args:
         what: The part.
