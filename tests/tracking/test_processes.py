@@ -417,7 +417,8 @@ def test_a_courier_leaves_when_what_it_serves_is_deleted(what: str, home: Path, 
     (report,) = courier_reports(Home(home))
     served = home if what == "home" else Home(home).run(run.uid).path
     while served.exists():
-        with contextlib.suppress(FileNotFoundError):  # the courier renames a report while we go through the folder
+        # The courier may rename a report while we go through the folder.
+        with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(served)
     wait_until(lambda: not is_running(report["pid"]), home=home, within_s=LINGER_S + 20)
     assert not is_running(report["pid"])
